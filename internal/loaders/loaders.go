@@ -1,0 +1,108 @@
+// Package loaders holds the contract between the manager and the programs that run models. One package below this
+// one drives one engine; internal/loaders/loadertest is the suite that each of them, the fake included, passes.
+package loaders
+
+import (
+	"context"
+
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+)
+
+// Info says what a loader can do. It is pure: it does not look at the host.
+type Info struct {
+	Name         string // as in a model's engine field
+	Title        string // for people: "llama.cpp"
+	Sources      []registry.SourceType
+	Formats      []registry.Format
+	Devices      []registry.Device // DeviceCPU, DeviceCUDA
+	APIs         []registry.API
+	Params       []Param // the custom_loader_params it understands; others are refused
+	CanSleep     bool
+	Experimental bool
+	HowToGet     string // one line for people: how to install the engine
+}
+
+// Param is one entry of custom_loader_params that a loader understands.
+type Param struct {
+	Name string
+	Kind registry.FieldKind // KindString, KindInt, KindBool, KindEnum, KindStrings
+	Opts []string           // with KindEnum
+	Help string
+}
+
+// Version is an engine as it was found on this host.
+type Version struct {
+	Version string            // as the engine prints it
+	Path    string            // the program, or the address of a service
+	Devices []registry.Device // what this build can use
+}
+
+// LoadSpec is all that a loader needs to load one model.
+type LoadSpec struct {
+	Model      registry.Model
+	Artifact   registry.Artifact
+	InstanceID string // unique for all time; tags the process, its log and its folder
+	Device     registry.Device // DeviceCPU or DeviceCUDA, decided by the planner; never auto
+	GPUs       []int           // NVML indices, with DeviceCUDA
+	GPUUUIDs   []string        // the same devices by UUID, for CUDA_VISIBLE_DEVICES
+	Context    int             // tokens of context the plan reserved for; 0 leaves it to the engine
+	LogPath    string          // the engine's stdout and stderr go here, appended
+	Dir        string          // an empty folder of this instance's own, removed by the manager afterwards
+	// Started is called at once after the engine process exists and before it is waited for, so that the manager
+	// can store the handle and find the process after a crash of its own. It must not be nil.
+	Started func(registry.Handle)
+}
+
+// Loader drives one engine. Implementations are safe for concurrent use.
+type Loader interface {
+	Info() Info
+
+	// Check reports the engine found on this host. CodeUnavailable with a message that says how to get it when there
+	// is none.
+	Check(ctx context.Context) (Version, error)
+
+	// Load returns when the model answers. report is called from one goroutine at a time, with stages in order (from
+	// StageEngine to StageWarmup) and Done never shrinking within a stage; it does not block. There is no time-out
+	// of its own: ctx ends it. On error or when ctx is cancelled nothing is left: no process, no memory, no port,
+	// no socket; only the log stays. Errors are CodeLoadingFailed with a Failure, CodeInvalid for a
+	// parameter it does not understand (before anything is started), or CodeUnavailable when the engine is missing.
+	Load(ctx context.Context, spec LoadSpec, report func(registry.Progress)) (Instance, error)
+}
+
+// Instance is a loaded model.
+type Instance interface {
+	Handle() registry.Handle
+	Endpoint() registry.Endpoint
+
+	// Health asks the engine whether it still answers.
+	Health(ctx context.Context) error
+
+	// Done is closed when the instance has ended, for whatever reason; Err then says why, nil after Stop.
+	Done() <-chan struct{}
+	Err() error
+
+	// Stop ends the instance and returns when nothing of it is left. It is idempotent and may be called at any time,
+	// also by several at once. It asks first and kills when ctx ends, and returns nil in both cases; it returns
+	// an error only if something is left.
+	Stop(ctx context.Context) error
+}
+
+// Recoverer is a loader whose engines outlive the manager.
+type Recoverer interface {
+	// Recover returns the instance that the handle belongs to. CodeNotFound if it no longer runs or is another process
+	// that got the same number.
+	Recover(ctx context.Context, h registry.Handle) (Instance, error)
+}
+
+// Sleeper is an instance that can keep its weights in host memory.
+type Sleeper interface {
+	Sleep(ctx context.Context) error
+	Wake(ctx context.Context) error
+}
+
+// Estimator is a loader that knows what a model will take. Without one, or with an empty Basis, the planner uses the
+// artifact's bytes.
+type Estimator interface {
+	// Estimate is pure and quick: it uses the facts of the artifact and the model's settings only.
+	Estimate(m registry.Model, a registry.Artifact, device registry.Device) registry.Footprint
+}
