@@ -41,7 +41,7 @@ type Version struct {
 type LoadSpec struct {
 	Model      registry.Model
 	Artifact   registry.Artifact
-	InstanceID string // unique for all time; tags the process, its log and its folder
+	InstanceID string          // unique for all time; tags the process, its log and its folder
 	Device     registry.Device // DeviceCPU or DeviceCUDA, decided by the planner; never auto
 	GPUs       []int           // NVML indices, with DeviceCUDA
 	GPUUUIDs   []string        // the same devices by UUID, for CUDA_VISIBLE_DEVICES
