@@ -1,6 +1,9 @@
 package registry
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // Artifact is the files of one model at one resolved revision on local disk, verified.
 type Artifact struct {
@@ -49,12 +52,19 @@ type Facts struct {
 // KVBytes returns the bytes of the key/value cache for a context of n tokens at elem bytes per element (2 for
 // f16): Σ over layers of min(n, window)·kv_heads·(key_length+value_length)·elem. It is the formula of grouped-query
 // and multi-head attention; 0 when the facts do not say enough.
+//
+// The facts come from a file's header and may be nonsense: what would not fit an int64 is math.MaxInt64, which no
+// device has.
 func (f Facts) KVBytes(n int, elem int64) int64 {
-	if f.Layers == 0 || f.KVHeads == 0 || n <= 0 {
+	if f.Layers <= 0 || f.KVHeads <= 0 || f.KeyLength < 0 || f.ValueLength < 0 || n <= 0 || elem <= 0 {
 		return 0
 	}
-	perToken := int64(f.KVHeads) * int64(f.KeyLength+f.ValueLength) * elem
-	full := int64(f.Layers-f.WindowLayers) * int64(n)
-	windowed := int64(f.WindowLayers) * int64(min(n, max(f.Window, 0)))
-	return (full + windowed) * perToken
+	windowed := min(max(f.WindowLayers, 0), f.Layers)
+	tokens := float64(f.Layers-windowed)*float64(n) + float64(windowed)*float64(min(n, max(f.Window, 0)))
+	perToken := float64(f.KVHeads) * (float64(f.KeyLength) + float64(f.ValueLength)) * float64(elem)
+	if tokens*perToken >= math.MaxInt64/2 {
+		return math.MaxInt64
+	}
+	return (int64(f.Layers-windowed)*int64(n) + int64(windowed)*int64(min(n, max(f.Window, 0)))) *
+		int64(f.KVHeads) * int64(f.KeyLength+f.ValueLength) * elem
 }

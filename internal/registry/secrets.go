@@ -1,18 +1,32 @@
 package registry
 
-import "strings"
+import (
+	"regexp"
+	"strings"
+	"unicode"
+)
 
 // Redaction stands where a secret was.
 const Redaction = "[redacted]"
 
-var secretWords = []string{"token", "secret", "password", "passwd", "api_key", "apikey", "access_key", "private_key", "credential", "authorization"}
+// secretWords are looked for in names in lower case, with everything but letters and digits left out: X-Api-Key and
+// apiKey are one name.
+var secretWords = []string{
+	"token", "secret", "password", "passwd", "passphrase", "apikey", "accesskey", "privatekey", "authkey", "credential",
+	"authorization", "bearer", "cookie",
+}
 
 // notSecret are names of loader parameters that contain a secret word and are none.
-var notSecret = map[string]bool{"max_tokens": true, "max_new_tokens": true, "tokenizer": true, "tokens": true, "n_tokens": true}
+var notSecret = map[string]bool{"maxtokens": true, "maxnewtokens": true, "tokens": true, "ntokens": true}
 
 // IsSecretName reports whether a parameter of this name holds a secret (auth_token, api_key, …).
 func IsSecretName(name string) bool {
-	n := strings.ToLower(strings.ReplaceAll(name, "-", "_"))
+	n := strings.Map(func(r rune) rune {
+		if unicode.IsLetter(r) || unicode.IsDigit(r) {
+			return unicode.ToLower(r)
+		}
+		return -1
+	}, name)
 	if notSecret[n] || strings.HasPrefix(n, "tokenizer") {
 		return false
 	}
@@ -56,26 +70,43 @@ func redactValue(v any) any {
 	return v
 }
 
-func isReference(s string) bool { return strings.HasPrefix(s, "${") && strings.HasSuffix(s, "}") }
+var reference = regexp.MustCompile(`^\$\{[A-Za-z_][A-Za-z0-9_]*\}$`)
 
-// KeepSecrets puts back the secrets that a form or an edit returned redacted.
+func isReference(s string) bool { return reference.MatchString(s) }
+
+// KeepSecrets puts back the secrets that a form or an edit returned redacted. In a list they are found by their
+// place, and only if the list has kept its length.
 func KeepSecrets(edited, stored map[string]any) map[string]any {
 	if edited == nil {
 		return nil
 	}
 	out := make(map[string]any, len(edited))
 	for k, v := range edited {
-		if s, ok := v.(string); ok && s == Redaction {
-			if old, had := stored[k]; had {
-				out[k] = old
-				continue
-			}
+		old, had := stored[k]
+		if s, ok := v.(string); ok && s == Redaction && had {
+			out[k] = old
+			continue
 		}
-		if m, ok := v.(map[string]any); ok {
-			old, _ := stored[k].(map[string]any)
-			v = KeepSecrets(m, old)
-		}
-		out[k] = v
+		out[k] = keepValue(v, old)
 	}
 	return out
+}
+
+func keepValue(v, old any) any {
+	switch v := v.(type) {
+	case map[string]any:
+		m, _ := old.(map[string]any)
+		return KeepSecrets(v, m)
+	case []any:
+		was, _ := old.([]any)
+		if len(was) != len(v) {
+			return v
+		}
+		out := make([]any, len(v))
+		for i := range v {
+			out[i] = keepValue(v[i], was[i])
+		}
+		return out
+	}
+	return v
 }
