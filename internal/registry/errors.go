@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 )
 
 // Code classifies an Error. The set is closed; internal/server maps each to one HTTP status.
@@ -50,7 +51,9 @@ type Error struct {
 	Failure   *Failure  // with CodeLoadingFailed
 	Shortage  *Shortage // with CodeInsufficientResources
 	Malformed bool      // with CodeInvalid: the input did not even parse (400 instead of 422)
-	Err       error
+	// RetryAfter says, with CodeBusy and CodeUnavailable, how long to wait before asking again; 0 when not known.
+	RetryAfter time.Duration
+	Err        error
 }
 
 // Error returns the message followed by the fields at fault.
