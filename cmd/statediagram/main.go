@@ -47,7 +47,7 @@ func run(out io.Writer, path string) error {
 	if bytes.Equal(doc, updated) {
 		return nil
 	}
-	return os.WriteFile(path, updated, 0o644) //nolint:gosec // a document in the repository, for all to read
+	return os.WriteFile(path, updated, 0o644)
 }
 
 // replaceSection returns doc with the diagrams of the present table between its markers.

@@ -1,6 +1,7 @@
 package registry_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -107,7 +108,7 @@ func TestRedaction(t *testing.T) {
 	if diff := cmp.Diff(want, r.CustomLoaderParams); diff != "" {
 		t.Error(diff)
 	}
-	if after, _ := json.Marshal(m.CustomLoaderParams); string(after) != string(before) {
+	if after, _ := json.Marshal(m.CustomLoaderParams); !bytes.Equal(after, before) {
 		t.Error("Redacted changed the model it was given")
 	}
 	if diff := cmp.Diff(m.CustomLoaderParams, registry.KeepSecrets(r.CustomLoaderParams, m.CustomLoaderParams)); diff != "" {

@@ -184,7 +184,7 @@ func clip(s string) string {
 		return s
 	}
 	s = s[:limit]
-	for !utf8.ValidString(s) && len(s) > 0 {
+	for !utf8.ValidString(s) && s != "" {
 		s = s[:len(s)-1]
 	}
 	return s + "…"
