@@ -1,0 +1,260 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"slices"
+	"sort"
+	"strings"
+
+	"gorm.io/gorm"
+
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+)
+
+// ListModels returns a page of the models that match q, in the order of their ids without regard to case. A filter
+// that names what does not exist matches nothing and is no error.
+func (s *Store) ListModels(ctx context.Context, q ListQuery) (Page, error) {
+	const op = "store.ListModels"
+	q.Limit = pageLimit(q.Limit)
+	var page Page
+	var more bool
+	err := s.snapshot(ctx, op, func(tx *gorm.DB) error {
+		keys, err := s.pageKeys(ctx, tx, q, &page.Total, &more)
+		if err != nil || len(keys) == 0 {
+			return err
+		}
+		if page.Items, err = listed(tx, keys); err != nil {
+			return err
+		}
+		if more {
+			page.Next = keys[len(keys)-1] // as good as the id, should the model have been deleted just now
+			if n := len(page.Items); n > 0 && fold(page.Items[n-1].ModelID) == page.Next {
+				page.Next = page.Items[n-1].ModelID
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return Page{}, err
+	}
+	// The rows may be newer than the keys: a model that no longer matches is left out.
+	page.Items = slices.DeleteFunc(page.Items, func(l Listed) bool { return !q.matches(l) })
+	return page, nil
+}
+
+func (q ListQuery) matches(l Listed) bool {
+	return (q.Team == "" || l.Team == q.Team) && (q.Teams == nil || slices.Contains(q.Teams, l.Team)) &&
+		(q.Status == "" || l.Status == q.Status) && (q.SourceType == "" || l.SourceType == q.SourceType)
+}
+
+// pageKeys finds the keys of the page in the index. Before that is built, a list without a search is answered from the
+// file and a search waits, which takes no longer than reading every row would.
+func (s *Store) pageKeys(ctx context.Context, tx *gorm.DB, q ListQuery, total *int, more *bool) (keys []string, err error) {
+	v := s.index.current()
+	if v == nil && q.Q == "" {
+		return storedKeys(tx, q, total, more)
+	}
+	if v == nil {
+		if v, err = s.awaitIndex(ctx); err != nil {
+			return nil, err
+		}
+	}
+	keys, *more, *total = v.search(q)
+	return keys, nil
+}
+
+// storedKeys is the search of the index without words, in SQL.
+func storedKeys(tx *gorm.DB, q ListQuery, total *int, more *bool) ([]string, error) {
+	where := tx.Model(&modelRow{})
+	if q.Team != "" {
+		where = where.Where("team = ?", q.Team)
+	}
+	if q.Teams != nil {
+		where = where.Where("team IN ?", q.Teams)
+	}
+	if q.Status != "" {
+		where = where.Where("status = ?", string(q.Status))
+	}
+	if q.SourceType != "" {
+		where = where.Where("source_type = ?", string(q.SourceType))
+	}
+	where = where.Session(&gorm.Session{})
+	var n int64
+	if err := where.Count(&n).Error; err != nil {
+		return nil, err
+	}
+	var keys []string
+	if err := where.Where("fold_id > ?", fold(q.After)).Order("fold_id").Limit(q.Limit+1).Pluck("fold_id", &keys).Error; err != nil {
+		return nil, err
+	}
+	*total = int(n)
+	if len(keys) > q.Limit {
+		keys, *more = keys[:q.Limit], true
+	}
+	return keys, nil
+}
+
+// Listed returns a model with what is known of its instance. CodeNotFound as with Model.
+func (s *Store) Listed(ctx context.Context, id string) (out Listed, err error) {
+	const op = "store.Listed"
+	err = s.snapshot(ctx, op, func(tx *gorm.DB) error {
+		row, err := findModel(tx, id)
+		if err != nil {
+			return err
+		}
+		var rt runtimeRow
+		if _, err := take(tx.Where("fold_id = ?", row.FoldID), &rt); err != nil {
+			return err
+		}
+		out, err = listedOf(row, rt)
+		return err
+	})
+	return out, err
+}
+
+// listed reads the models of these keys with their runtimes, in the order of the keys. Keys without a model are
+// passed over.
+func listed(tx *gorm.DB, keys []string) ([]Listed, error) {
+	models, runtimes, err := rowsOf(tx, keys)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Listed, 0, len(keys))
+	for _, k := range keys {
+		row, ok := models[k]
+		if !ok {
+			continue
+		}
+		l, err := listedOf(row, runtimes[k])
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+func listedOf(row modelRow, rt runtimeRow) (Listed, error) {
+	rec, err := row.record()
+	if err != nil {
+		return Listed{}, err
+	}
+	run, err := rt.runtime()
+	if err != nil {
+		return Listed{}, err
+	}
+	run = orStopped(run, rec.ModelID)
+	return Listed{Record: rec, Runtime: run, Status: registry.DeriveStatus(rec.Registration, run.Artifact, run.State)}, nil
+}
+
+// search returns the keys of the page that q asks for, whether there are more after it, and how many match in all.
+func (v *version) search(q ListQuery) (keys []string, more bool, total int) {
+	words := strings.Fields(fold(q.Q))
+	// The longest word is the rarest as a rule: look for it and test the others where it is found.
+	sort.SliceStable(words, func(i, j int) bool { return len(words[i]) > len(words[j]) })
+	if len(words) > 0 && strings.ContainsAny(q.Q, string([]byte{fieldSep, entrySep})) {
+		return nil, false, 0
+	}
+	f, possible := v.filter(q)
+	if !possible {
+		return nil, false, 0
+	}
+	needles := make([][]byte, len(words))
+	for i, w := range words {
+		needles[i] = []byte(w)
+	}
+	after := fold(q.After)
+	for _, b := range v.blocks {
+		first := 0
+		if after != "" {
+			var found bool
+			if first, found = b.find(after); found {
+				first++
+			}
+		}
+		// Those before the page count in the total; they are only not returned.
+		b.each(needles, f, func(i int) {
+			total++
+			switch {
+			case i < first:
+			case len(keys) < q.Limit:
+				keys = append(keys, string(b.key(i)))
+			default:
+				more = true
+			}
+		})
+	}
+	return keys, more, total
+}
+
+// filter is what a query asks of a model beside its text. Zero values ask for nothing.
+type filter struct {
+	teams  []bool // by number; nil is all
+	source uint8
+	status uint8
+}
+
+// filter returns false when no model can match.
+func (v *version) filter(q ListQuery) (filter, bool) {
+	var f filter
+	if q.SourceType != "" {
+		if f.source = sourceNumber(q.SourceType); f.source == 0 {
+			return f, false
+		}
+	}
+	if q.Status != "" {
+		if f.status = statusNumber(q.Status); f.status == 0 {
+			return f, false
+		}
+	}
+	if q.Team == "" && q.Teams == nil {
+		return f, true
+	}
+	f.teams = make([]bool, len(v.teams)+1)
+	possible := false
+	for name, n := range v.teams {
+		if (q.Team == "" || q.Team == name) && (q.Teams == nil || slices.Contains(q.Teams, name)) {
+			f.teams[n], possible = true, true
+		}
+	}
+	return f, possible
+}
+
+func (f filter) match(b *block, i int) bool {
+	return (f.status == 0 || b.status[i] == f.status) && (f.source == 0 || b.source[i] == f.source) &&
+		(f.teams == nil || f.teams[b.team[i]])
+}
+
+// each calls fn with every model of the block that passes the filter and whose text has all the needles, in order.
+func (b *block) each(needles [][]byte, f filter, fn func(i int)) {
+	if len(needles) == 0 {
+		for i := range b.len() {
+			if f.match(b, i) {
+				fn(i)
+			}
+		}
+		return
+	}
+	for from := 0; ; {
+		at := bytes.Index(b.text[from:], needles[0])
+		if at < 0 {
+			return
+		}
+		at += from
+		i := sort.Search(b.len(), func(i int) bool { return int(b.start[i+1]) > at })
+		if f.match(b, i) && hasAll(b.entry(i), needles[1:]) {
+			fn(i)
+		}
+		from = int(b.start[i+1])
+	}
+}
+
+func hasAll(text []byte, needles [][]byte) bool {
+	for _, n := range needles {
+		if !bytes.Contains(text, n) {
+			return false
+		}
+	}
+	return true
+}
