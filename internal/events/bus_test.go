@@ -317,7 +317,7 @@ func TestID(t *testing.T) {
 
 // Readers that never read neither slow the others down nor hold memory.
 func TestDeadReadersCostNothing(t *testing.T) {
-	const readers, dead, published = 1000, 50, 2000
+	const readers, dead, published = 1000, 50, 600
 	b := events.New(events.Options{Replay: 256})
 	for range dead {
 		defer b.Subscribe(events.Filter{}).Close()
