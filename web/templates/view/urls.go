@@ -1,0 +1,49 @@
+package view
+
+import (
+	"fmt"
+	"hash/fnv"
+	"net/url"
+	"strings"
+)
+
+// ModelURL is the console's page of a model. The id is percent-encoded in one path segment:
+// /models/meta-llama%2FLlama-2-7b-chat-hf. Ids made of dots alone are encoded too, or a browser would resolve them.
+func ModelURL(id string) string { return "/models/" + Segment(id) }
+
+// ModelAction is the address below a model's page that does or shows something: load, unload, cancel, delete, edit,
+// plan, approve.
+func ModelAction(id, action string) string { return ModelURL(id) + "/" + action }
+
+// OperationURL is the page of an operation.
+func OperationURL(id string) string { return "/operations/" + Segment(id) }
+
+// EngineInstallURL is where an engine's installation is asked for.
+func EngineInstallURL(name string) string { return "/engines/" + Segment(name) + "/install" }
+
+// LiveURL is the address of the console's event stream for one page: LiveURL("model", "id", "qwen3-8b").
+func LiveURL(page string, pairs ...string) string {
+	q := url.Values{"page": {page}}
+	for i := 0; i+1 < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			q.Set(pairs[i], pairs[i+1])
+		}
+	}
+	return "/ui/events?" + q.Encode()
+}
+
+// Segment percent-encodes s as one path segment.
+func Segment(s string) string {
+	if strings.Trim(s, ".") == "" {
+		return strings.ReplaceAll(s, ".", "%2E")
+	}
+	return url.PathEscape(s)
+}
+
+// RowID is the id attribute of a model's row in a list: ids may hold anything, attributes that scripts and CSS
+// selectors use may not.
+func RowID(id string) string {
+	h := fnv.New64a()
+	h.Write([]byte(id))
+	return fmt.Sprintf("m-%016x", h.Sum64())
+}
