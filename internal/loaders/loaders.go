@@ -106,3 +106,10 @@ type Estimator interface {
 	// Estimate is pure and quick: it uses the facts of the artifact and the model's settings only.
 	Estimate(m registry.Model, a registry.Artifact, device registry.Device) registry.Footprint
 }
+
+// Authenticator is an instance whose engine answers only to those who know its key, so that other users of the
+// machine cannot use it behind the gateway's back.
+type Authenticator interface {
+	// Authorization returns the value of the Authorization header. It is a secret: never logged, shown or stored.
+	Authorization() string
+}

@@ -1,0 +1,281 @@
+// Package httpengine loads a model into an engine that is a child process and answers the OpenAI API on a port of
+// 127.0.0.1. It is what the loaders of such engines have in common; each of them says what to run, how to read its log
+// and what its failures mean.
+package httpengine
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/industriverse/llmmodelmanager/internal/loaders"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+)
+
+// tick is how often the log is read and the engine asked while it loads. It bounds what we add to a load.
+const tick = 10 * time.Millisecond
+
+// portAttempts is how often another port is tried when a stranger took the one we chose.
+const portAttempts = 5
+
+// TailLines is how many of the log's last lines a failure carries.
+const TailLines = 40
+
+// Command is how an engine is started once its port and key are known.
+type Command struct {
+	Argv []string
+	Env  []string // all of the environment, the key included
+}
+
+// Config says how to drive one engine.
+type Config struct {
+	Loader    string // the loader's name, for the handle
+	Title     string // for messages: "llama.cpp"
+	TagPrefix string
+	Goodbye   string // a line on stdin that ends the engine; see process.Spec
+	Logger    *slog.Logger
+
+	Command func(port int, key string) Command
+	// Parse reads a line of the log. ok is false if it says nothing about progress.
+	Parse func(line string) (p registry.Progress, ok bool)
+	// Diagnose explains the end of the engine from its last lines.
+	Diagnose func(tail []string, exit process.Exit) registry.Failure
+	Endpoint registry.Endpoint // without BaseURL
+	// Warmup is the tiny request whose answer means that the model works.
+	Warmup API
+}
+
+// API is a request: a path under the base URL and its JSON body.
+type API struct {
+	Path string
+	Body any
+}
+
+// handleVersion is the version of data in a Handle.
+const handleVersion = 1
+
+// data is what a Handle keeps for us. It holds the key: it is stored, never shown.
+type data struct {
+	Port      int               `json:"port"`
+	Key       string            `json:"key"`
+	LogPath   string            `json:"log_path"`
+	LogOffset int64             `json:"log_offset"`
+	Tag       string            `json:"tag"`
+	Endpoint  registry.Endpoint `json:"endpoint"`
+}
+
+// Load starts the engine, reports its progress, and returns when it has answered Warmup. Promises and errors are those
+// of loaders.Loader. spec.Started is called again if the engine had to be started again on another port.
+func Load(ctx context.Context, cfg Config, spec loaders.LoadSpec, report func(registry.Progress)) (*Instance, error) {
+	rep := &reporter{report: report, sent: -1}
+	var err error
+	for range portAttempts {
+		var inst *Instance
+		inst, err = loadOnce(ctx, cfg, spec, rep)
+		if err == nil {
+			return inst, nil
+		}
+		if f := registry.AsError(err).Failure; f == nil || f.Kind != registry.FailurePort || ctx.Err() != nil {
+			return nil, err
+		}
+	}
+	return nil, err
+}
+
+func loadOnce(ctx context.Context, cfg Config, spec loaders.LoadSpec, rep *reporter) (_ *Instance, err error) {
+	if ctx.Err() != nil {
+		return nil, cancelled(cfg, spec)
+	}
+	port, err := process.ReservePort()
+	if err != nil {
+		return nil, err
+	}
+	key, err := newKey()
+	if err != nil {
+		port.Release()
+		return nil, err
+	}
+	rep.send(registry.Progress{Stage: registry.StageEngine, Msg: "Starting " + cfg.Title})
+	cmd := cfg.Command(port.Number, key)
+	ps := process.Spec{Argv: cmd.Argv, Env: cmd.Env, Dir: spec.Dir, LogPath: spec.LogPath, Tag: cfg.TagPrefix + "/" + spec.InstanceID,
+		Goodbye: cfg.Goodbye, Logger: cfg.Logger}
+	proc, err := process.Start(ps)
+	if err != nil {
+		port.Release()
+		return nil, err
+	}
+	cfg.Endpoint.BaseURL = fmt.Sprintf("http://127.0.0.1:%d", port.Number)
+	inst := newInstance(cfg, proc, port, data{Port: port.Number, Key: key, LogPath: spec.LogPath, LogOffset: proc.LogOffset(), Tag: ps.Tag, Endpoint: cfg.Endpoint}, spec.InstanceID)
+	spec.Started(inst.Handle())
+	if err := inst.await(ctx, rep); err != nil {
+		kerr := inst.kill()
+		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+			err = cancelled(cfg, spec)
+		}
+		if kerr != nil {
+			return nil, errors.Join(err, kerr)
+		}
+		return nil, err
+	}
+	return inst, nil
+}
+
+func cancelled(cfg Config, spec loaders.LoadSpec) error {
+	f := &registry.Failure{Kind: registry.FailureCancelled, Msg: fmt.Sprintf("Loading %s with %s was cancelled", spec.Model.ModelID, cfg.Title)}
+	return &registry.Error{Code: registry.CodeLoadingFailed, Op: "loaders." + cfg.Loader, Msg: f.Msg, Failure: f, Err: context.Canceled}
+}
+
+func newKey() (string, error) {
+	b := make([]byte, 24)
+	if _, err := rand.Read(b); err != nil {
+		return "", err
+	}
+	return process.KeyPrefix + hex.EncodeToString(b), nil
+}
+
+// await drives the load of a started engine from one goroutine, so that reports never overlap.
+func (in *Instance) await(ctx context.Context, rep *reporter) error {
+	ctx, cancel := context.WithCancel(ctx)
+	answers := make(chan answer, 1)
+	asking := false
+	defer func() {
+		cancel()
+		if asking {
+			<-answers // no request outlives the load
+		}
+	}()
+	ask := func(f func() (int, error)) {
+		asking = true
+		go func() {
+			code, err := f()
+			answers <- answer{code, err}
+		}()
+	}
+	follow := process.Follow(in.data.LogPath, in.data.LogOffset)
+	clock := time.NewTicker(tick)
+	defer clock.Stop()
+	warming := false
+	for {
+		for _, line := range follow.Lines() {
+			if p, ok := in.cfg.Parse(line); ok {
+				rep.send(p)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-in.proc.Done():
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return in.failure("ended while loading")
+		case a := <-answers:
+			asking = false
+			switch {
+			case ctx.Err() != nil:
+				return ctx.Err()
+			case !warming && a.code == http.StatusOK:
+				warming = true
+				rep.send(registry.Progress{Stage: registry.StageWarmup, Msg: "Asking for a first answer"})
+				ask(func() (int, error) { return in.post(ctx, in.cfg.Warmup) })
+			case warming && a.code == http.StatusOK:
+				return nil
+			case warming && a.code != 0:
+				return in.failed(registry.Failure{Kind: registry.FailureCrash, LogTail: in.proc.Tail(TailLines),
+					Msg:  fmt.Sprintf("%s loaded the model and then refused a first request: %v", in.cfg.Title, a.err),
+					Hint: "Look at the engine's log. If the model embeds text and does not chat, set embeddings: true in custom_loader_params."})
+			case warming:
+				warming = false // the connection broke: either it is ending, which Done will say, or it answers again
+			}
+		case <-clock.C:
+			if !asking {
+				ask(func() (int, error) { return in.get(ctx, "/health") })
+			}
+		}
+	}
+}
+
+type answer struct {
+	code int
+	err  error
+}
+
+// reporter keeps the promise that stages come in order and Done never shrinks, whatever the engine prints.
+type reporter struct {
+	report func(registry.Progress)
+	sent   int // index in registry.LoadStages
+	last   registry.Progress
+}
+
+func (r *reporter) send(p registry.Progress) {
+	rank := -1
+	for i, s := range registry.LoadStages {
+		if s == p.Stage {
+			rank = i
+		}
+	}
+	if rank < r.sent || rank == r.sent && (p.Done < r.last.Done || p == r.last) {
+		return
+	}
+	if p.Total > 0 && p.Done > p.Total {
+		p.Done = p.Total
+	}
+	r.sent, r.last = rank, p
+	if r.report != nil {
+		r.report(p)
+	}
+}
+
+// Recover returns the instance of a handle. CodeNotFound if its engine no longer runs or the number is another
+// process's; CodeUnavailable if it runs and does not answer, for example because it was still loading: end it then
+// with process.KillGroup.
+func Recover(ctx context.Context, cfg Config, h registry.Handle) (*Instance, error) {
+	gone := func(why string) error {
+		return &registry.Error{Code: registry.CodeNotFound, Op: "loaders." + cfg.Loader + ".Recover",
+			Msg: fmt.Sprintf("The engine of instance %s (process %d) %s; load the model again", h.InstanceID, h.PID, why)}
+	}
+	if h.Loader != cfg.Loader || h.Version != handleVersion {
+		return nil, gone(fmt.Sprintf("was started by %s in version %d of its handle, which this program does not know", h.Loader, h.Version))
+	}
+	var d data
+	if err := json.Unmarshal(h.Data, &d); err != nil || d.Port == 0 {
+		return nil, gone("left a handle that cannot be read")
+	}
+	id := process.Identity{PID: h.PID, StartTicks: h.StartTicks, BootID: h.BootID}
+	proc, err := process.Attach(id, process.Spec{LogPath: d.LogPath, Tag: d.Tag, Goodbye: cfg.Goodbye, Logger: cfg.Logger}, d.LogOffset)
+	if err != nil {
+		return nil, gone("has ended")
+	}
+	cfg.Endpoint = d.Endpoint
+	in := newInstance(cfg, proc, process.ClaimPort(d.Port), d, h.InstanceID)
+	if err := in.Health(ctx); err != nil {
+		select {
+		case <-in.Done():
+			return nil, gone("has ended")
+		default:
+			return nil, err
+		}
+	}
+	return in, nil
+}
+
+// MainFile checks the file or folder that an engine is given, so that a missing one is told before anything starts.
+func MainFile(cfg Config, path string) error {
+	if _, err := os.Stat(path); err != nil {
+		f := &registry.Failure{Kind: registry.FailureMissingFile, Msg: fmt.Sprintf("The weights are not at %s: %v", path, errors.Unwrap(err)),
+			Hint: "Put the file back, or correct source_path and load again."}
+		if path == "" {
+			f.Msg = "The model has no file to load"
+		}
+		return &registry.Error{Code: registry.CodeLoadingFailed, Op: "loaders." + cfg.Loader, Msg: f.Msg, Failure: f, Err: err}
+	}
+	return nil
+}

@@ -1,0 +1,385 @@
+package loadertest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/industriverse/llmmodelmanager/internal/loaders"
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+)
+
+func describes(t *testing.T, s *suite) {
+	i := s.loader.Info()
+	if i.Name == "" || i.Title == "" || i.HowToGet == "" || len(i.Sources) == 0 || len(i.Formats) == 0 || len(i.Devices) == 0 || len(i.APIs) == 0 {
+		t.Errorf("Info is not complete: %+v", i)
+	}
+	if !slices.Contains(registry.Engines, i.Name) {
+		t.Errorf("%q cannot be a model's engine", i.Name)
+	}
+	for _, p := range i.Params {
+		if p.Name == "" || p.Kind == "" || p.Help == "" || (p.Kind == registry.KindEnum) != (len(p.Opts) > 0) {
+			t.Errorf("parameter is not complete: %+v", p)
+		}
+	}
+	v, err := s.loader.Check(t.Context())
+	if err != nil {
+		t.Fatalf("Check: %v", err)
+	}
+	if v.Version == "" || v.Path == "" || !slices.Contains(v.Devices, registry.DeviceCPU) {
+		t.Errorf("Check is not complete: %+v", v)
+	}
+}
+
+func loadsAndAnswers(t *testing.T, s *suite) {
+	a := s.attempt(t, s.Spec())
+	ready := make(chan struct{})
+	a.onStart = func(h registry.Handle) {
+		select {
+		case <-ready:
+			t.Error("Started was called after Load returned")
+		default:
+		}
+		if h.Loader != s.loader.Info().Name || h.InstanceID != a.spec.InstanceID || h.PID <= 0 || h.StartTicks == 0 || h.BootID == "" {
+			t.Errorf("the handle is not complete: loader %q, instance %q, pid %d", h.Loader, h.InstanceID, h.PID)
+		}
+	}
+	in := s.load(t, a)
+	close(ready)
+	if n := len(a.handles()); n != 1 {
+		t.Errorf("Started was called %d times", n)
+	}
+	checkProgress(t, a)
+	if err := in.Health(t.Context()); err != nil {
+		t.Errorf("Health: %v", err)
+	}
+	if in.Handle().PID != a.handles()[0].PID {
+		t.Error("Handle is not the one that Started got")
+	}
+	checkAnswers(t, in, a.spec.Model.ModelID)
+	s.stop(t, in)
+	s.gone(t, a)
+	if err := in.Err(); err != nil {
+		t.Errorf("Err after Stop: %v", err)
+	}
+	if err := in.Health(t.Context()); err == nil {
+		t.Error("Health of a stopped instance says nothing")
+	}
+}
+
+// checkProgress holds the reports against the contract.
+func checkProgress(t *testing.T, a *attempt) {
+	t.Helper()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.overlap.Load() {
+		t.Error("two reports overlapped")
+	}
+	rank, done := -1, int64(0)
+	seen := map[registry.StageName]bool{}
+	for _, p := range a.reports {
+		r := slices.Index(registry.LoadStages, p.Stage)
+		switch {
+		case r < slices.Index(registry.LoadStages, registry.StageEngine) || r > slices.Index(registry.LoadStages, registry.StageWarmup):
+			t.Errorf("stage %q is not a loader's", p.Stage)
+		case r < rank:
+			t.Errorf("stage %q came after %q", p.Stage, registry.LoadStages[rank])
+		case r == rank && p.Done < done:
+			t.Errorf("%s shrank from %d to %d", p.Stage, done, p.Done)
+		case p.Total > 0 && p.Done > p.Total:
+			t.Errorf("%s is at %d of %d", p.Stage, p.Done, p.Total)
+		}
+		rank, done = r, p.Done
+		seen[p.Stage] = true
+	}
+	for _, want := range []registry.StageName{registry.StageEngine, registry.StageWeights, registry.StageWarmup} {
+		if !seen[want] {
+			t.Errorf("stage %q was not reported; got %v", want, a.reports)
+		}
+	}
+}
+
+func cancelAtEveryStage(t *testing.T, s *suite) {
+	for _, stage := range []registry.StageName{"", registry.StageEngine, registry.StageWeights, registry.StageWarmup} {
+		name := "before the start"
+		if stage != "" {
+			name = string(stage)
+		}
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), limit)
+			defer cancel()
+			a := s.attempt(t, s.Spec())
+			a.on = func(p registry.Progress) {
+				if p.Stage == stage {
+					cancel()
+				}
+			}
+			if stage == "" {
+				cancel()
+			}
+			in, err := s.loader.Load(ctx, a.spec, a.report)
+			if err == nil {
+				s.stop(t, in)
+				t.Fatal("Load succeeded although it was cancelled")
+			}
+			wantCancelled(t, err)
+			s.gone(t, a)
+			if stage == "" && len(a.handles()) != 0 {
+				t.Error("a process was started after the cancellation")
+			}
+		})
+	}
+}
+
+func wantCancelled(t *testing.T, err error) {
+	t.Helper()
+	wantFailure(t, err, registry.FailureCancelled)
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("the cause of %v is not context.Canceled", err)
+	}
+}
+
+func cancelAtRandom(t *testing.T, s *suite) {
+	for range s.Kills {
+		ctx, cancel := context.WithCancel(t.Context())
+		moment := time.AfterFunc(rand.N(s.Span), cancel)
+		a := s.attempt(t, s.Spec())
+		in, err := s.loader.Load(ctx, a.spec, a.report)
+		if err == nil {
+			s.stop(t, in)
+		} else {
+			wantCancelled(t, err)
+		}
+		s.gone(t, a)
+		moment.Stop()
+		cancel()
+	}
+}
+
+func killIsNoticed(t *testing.T, s *suite) {
+	in, a := s.ready(t)
+	if err := in.Err(); err != nil {
+		t.Errorf("Err of a running instance: %v", err)
+	}
+	kill9(t, in.Handle())
+	waitDone(t, in)
+	f := wantFailure(t, in.Err(), registry.FailureCrash, registry.FailureOutOfMemory)
+	if f.Signal != "SIGKILL" || f.Hint == "" || len(f.LogTail) == 0 {
+		t.Errorf("the failure says too little: signal %q, hint %q, %d lines", f.Signal, f.Hint, len(f.LogTail))
+	}
+	s.gone(t, a)
+	s.stop(t, in)
+	if in.Err() == nil {
+		t.Error("Stop hid the crash")
+	}
+}
+
+// killAtRandom kills the engine with SIGKILL at a random moment of its load or soon after. Whatever the moment, the load
+// or the instance ends with a failure and nothing is left.
+func killAtRandom(t *testing.T, s *suite) {
+	for range s.Kills {
+		spec := s.Spec()
+		if s.Stubborn != nil {
+			spec = s.Stubborn() // so that there are grandchildren to end
+		}
+		a := s.attempt(t, spec)
+		a.onStart = func(h registry.Handle) {
+			time.AfterFunc(rand.N(s.Span+s.Span/4), func() { kill9(t, h) })
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
+		in, err := s.loader.Load(ctx, a.spec, a.report)
+		cancel()
+		if err == nil {
+			waitDone(t, in)
+			err = in.Err()
+		}
+		if f := wantFailure(t, err, registry.FailureCrash, registry.FailureOutOfMemory); f.Signal != "SIGKILL" {
+			t.Errorf("the failure names signal %q: %s", f.Signal, f.Msg)
+		}
+		s.gone(t, a)
+	}
+}
+
+func stopIsIdempotent(t *testing.T, s *suite) {
+	in, a := s.ready(t)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			s.stop(t, in)
+			select {
+			case <-in.Done():
+			default:
+				t.Error("Stop returned before Done")
+			}
+		})
+	}
+	wg.Wait()
+	s.stop(t, in)
+	s.gone(t, a)
+	if err := in.Err(); err != nil {
+		t.Errorf("Err after Stop: %v", err)
+	}
+}
+
+func stopKillsTheStubborn(t *testing.T, s *suite) {
+	spec, name := s.Spec, "stop with an ended context"
+	if s.Stubborn != nil {
+		spec, name = s.Stubborn, "engine that ignores SIGTERM"
+	}
+	t.Run(name, func(t *testing.T) {
+		a := s.attempt(t, spec())
+		in := s.load(t, a)
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		defer cancel()
+		if s.Stubborn == nil {
+			cancel()
+		}
+		if err := in.Stop(ctx); err != nil {
+			t.Errorf("Stop: %v", err)
+		}
+		if s.Stubborn != nil && ctx.Err() == nil {
+			t.Error("the engine ended before it was killed: it is not stubborn")
+		}
+		s.gone(t, a)
+	})
+}
+
+func portsAreNotShared(t *testing.T, s *suite) {
+	const n = 3
+	var wg sync.WaitGroup
+	attempts := make([]*attempt, n)
+	ins := make([]loaders.Instance, n)
+	errs := make([]error, n)
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	for i := range n {
+		attempts[i] = s.attempt(t, s.Spec())
+		wg.Go(func() { ins[i], errs[i] = s.loader.Load(ctx, attempts[i].spec, attempts[i].report) })
+	}
+	wg.Wait()
+	bases := map[string]bool{}
+	for i, in := range ins {
+		if errs[i] != nil {
+			t.Errorf("load %d: %v", i, errs[i])
+			continue
+		}
+		if b := in.Endpoint().BaseURL; bases[b] {
+			t.Errorf("two instances answer at %s", b)
+		} else {
+			bases[b] = true
+		}
+		s.stop(t, in)
+		s.gone(t, attempts[i])
+	}
+}
+
+func missingFile(t *testing.T, s *suite) {
+	spec := s.Spec()
+	spec.Artifact.Path = filepath.Join(t.TempDir(), "nowhere", "model.gguf")
+	a := s.attempt(t, spec)
+	in, err := s.loader.Load(t.Context(), a.spec, a.report)
+	if err == nil {
+		s.stop(t, in)
+		t.Fatal("a missing file was loaded")
+	}
+	f := wantFailure(t, err, registry.FailureMissingFile)
+	if f.Hint == "" {
+		t.Error("the failure does not say what to do")
+	}
+	s.gone(t, a)
+}
+
+func unknownParameter(t *testing.T, s *suite) {
+	spec := s.Spec()
+	spec.Model.CustomLoaderParams = map[string]any{"no_such_parameter": int64(1)}
+	a := s.attempt(t, spec)
+	in, err := s.loader.Load(t.Context(), a.spec, a.report)
+	if err == nil {
+		s.stop(t, in)
+		t.Fatal("an unknown parameter was accepted")
+	}
+	e := registry.AsError(err)
+	if e.Code != registry.CodeInvalid || len(e.Fields) != 1 || e.Fields[0].Field != "custom_loader_params.no_such_parameter" {
+		t.Errorf("got %v (%s, fields %v), want CodeInvalid that names the parameter", err, e.Code, e.Fields)
+	}
+	if len(a.handles()) != 0 || len(a.reports) != 0 {
+		t.Error("something was started")
+	}
+}
+
+// roundTrip sends a handle through JSON, as the store does.
+func roundTrip(t *testing.T, h registry.Handle) registry.Handle {
+	t.Helper()
+	b, err := json.Marshal(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out registry.Handle
+	if err := json.Unmarshal(b, &out); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func (s *suite) recoverer(t *testing.T) loaders.Recoverer {
+	t.Helper()
+	r, ok := s.Harness.New(s.tag).(loaders.Recoverer)
+	if !ok {
+		t.Fatal("the loader is no Recoverer")
+	}
+	return r
+}
+
+func recovers(t *testing.T, s *suite) {
+	in, a := s.ready(t)
+	back, err := s.recoverer(t).Recover(t.Context(), roundTrip(t, a.handles()[0]))
+	if err != nil {
+		t.Fatalf("Recover: %v", err)
+	}
+	if back.Endpoint().BaseURL != in.Endpoint().BaseURL || !slices.Equal(back.Endpoint().APIs, in.Endpoint().APIs) || back.Handle().PID != in.Handle().PID {
+		t.Errorf("Recover gave another endpoint: %+v, want %+v", back.Endpoint(), in.Endpoint())
+	}
+	if err := back.Health(t.Context()); err != nil {
+		t.Errorf("Health: %v", err)
+	}
+	checkAnswers(t, back, a.spec.Model.ModelID)
+	s.stop(t, back)
+	waitDone(t, in)
+	if err := back.Err(); err != nil {
+		t.Errorf("Err after Stop: %v", err)
+	}
+	s.gone(t, a)
+}
+
+func recoverRefusesStrangers(t *testing.T, s *suite) {
+	in, a := s.ready(t)
+	r := s.recoverer(t)
+	h := in.Handle()
+	for name, change := range map[string]func(*registry.Handle){
+		"another process with the same number": func(h *registry.Handle) { h.StartTicks++ },
+		"another boot":                         func(h *registry.Handle) { h.BootID = "another" },
+		"another loader":                       func(h *registry.Handle) { h.Loader = "another" },
+		"another version":                      func(h *registry.Handle) { h.Version += 1000 },
+		"no data":                              func(h *registry.Handle) { h.Data = nil },
+	} {
+		other := h
+		change(&other)
+		if _, err := r.Recover(t.Context(), other); registry.CodeOf(err) != registry.CodeNotFound {
+			t.Errorf("%s: got %v, want CodeNotFound", name, err)
+		}
+	}
+	if err := in.Health(t.Context()); err != nil {
+		t.Errorf("the instance suffered: %v", err)
+	}
+	s.stop(t, in)
+	if _, err := r.Recover(t.Context(), h); registry.CodeOf(err) != registry.CodeNotFound {
+		t.Errorf("a dead process: got %v, want CodeNotFound", err)
+	}
+	s.gone(t, a)
+}
