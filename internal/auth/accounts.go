@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -234,7 +235,7 @@ func (s *Service) Account(ctx context.Context) (registry.User, error) {
 	return s.store.User(ctx, FromContext(ctx).UserID)
 }
 
-// SetAdmin makes an account an admin of the installation, or no longer one. For admins. CodeConflict for the last one.
+// SetAdmin makes an account an admin of the installation, or no longer one. For admins. CodeBadState for the last one.
 func (s *Service) SetAdmin(ctx context.Context, userID string, admin bool) error {
 	what := "make admin"
 	if !admin {
@@ -252,7 +253,7 @@ func (s *Service) SetAdmin(ctx context.Context, userID string, admin bool) error
 }
 
 // SetDisabled shuts an account out, or lets it in again. Its sessions end; its API tokens stop to work while it is
-// disabled. For admins. CodeConflict for the last admin.
+// disabled. For admins. CodeBadState for the last admin.
 func (s *Service) SetDisabled(ctx context.Context, userID string, disabled bool) error {
 	what := "disable"
 	if !disabled {
@@ -269,7 +270,7 @@ func (s *Service) SetDisabled(ctx context.Context, userID string, disabled bool)
 	})
 }
 
-// DeleteUser removes an account with its sessions, tokens and memberships. For admins. CodeConflict for the last admin.
+// DeleteUser removes an account with its sessions, tokens and memberships. For admins. CodeBadState for the last admin.
 func (s *Service) DeleteUser(ctx context.Context, userID string) (err error) {
 	subject := "user:" + userID
 	if err := s.require(ctx, UserManage, "", subject); err != nil {
@@ -311,7 +312,7 @@ func (s *Service) manageUser(ctx context.Context, userID, what string, edit func
 	return s.store.UpdateUser(ctx, u)
 }
 
-// notLastAdmin returns CodeConflict if u is the only admin that can sign in. Called with s.change held.
+// notLastAdmin returns CodeBadState if u is the only admin that can sign in. Called with s.change held.
 func (s *Service) notLastAdmin(ctx context.Context, u registry.User) error {
 	if !u.Admin || u.Disabled {
 		return nil
@@ -325,7 +326,7 @@ func (s *Service) notLastAdmin(ctx context.Context, u registry.User) error {
 			return nil
 		}
 	}
-	return registry.Errorf(registry.CodeConflict, "%s is the last admin; make somebody else an admin first", u.Name)
+	return registry.Errorf(registry.CodeBadState, "%s is the last admin; make somebody else an admin first", u.Name)
 }
 
 // Limits on API tokens.
@@ -401,13 +402,11 @@ func (s *Service) DeleteToken(ctx context.Context, userID, tokenID string) (err 
 	if err != nil {
 		return err
 	}
-	for _, t := range tokens {
-		if t.ID == tokenID {
-			defer s.cache.invalidate()
-			return s.store.DeleteToken(ctx, tokenID)
-		}
+	if !slices.ContainsFunc(tokens, func(t registry.Token) bool { return t.ID == tokenID }) {
+		return registry.Errorf(registry.CodeNotFound, "there is no API token %q; it may have been deleted already", oneLine(tokenID, 40))
 	}
-	return registry.Errorf(registry.CodeNotFound, "there is no API token %q; it may have been deleted already", oneLine(tokenID, 40))
+	defer s.cache.invalidate()
+	return s.store.DeleteToken(ctx, tokenID)
 }
 
 func (s *Service) tokenOwner(ctx context.Context, userID, subject string) (string, error) {

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
@@ -58,36 +59,36 @@ func TestHashesThatCannotBe(t *testing.T) {
 }
 
 func TestHashersTakeTurns(t *testing.T) {
-	h := newHasher(argonMemoryKiB)
-	done, err := h.acquire(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	results := make(chan error, maxHashWaiters+1)
-	for range maxHashWaiters {
-		go func() {
-			_, err := h.verify(ctx, "", "x")
-			results <- err
-		}()
-	}
-	for h.waiting.Load() < maxHashWaiters {
-		time.Sleep(time.Millisecond) // polls for a state, there is no other sign of it
-	}
-	_, err = h.hash(t.Context(), "x")
-	if e := registry.AsError(err); e.Code != registry.CodeBusy || e.RetryAfter == 0 {
-		t.Errorf("one too many: %v", err)
-	}
-	cancel() // those who went away do not hash
-	for range maxHashWaiters {
-		if err := <-results; registry.CodeOf(err) != registry.CodeTimeout {
-			t.Errorf("%v", err)
+	synctest.Test(t, func(t *testing.T) {
+		h := newHasher(64)
+		done, err := h.acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	done()
-	if _, err := h.hash(t.Context(), "x"); err != nil {
-		t.Error(err)
-	}
+		ctx, cancel := context.WithCancel(t.Context())
+		results := make(chan error, maxHashWaiters)
+		for range maxHashWaiters {
+			go func() {
+				_, err := h.verify(ctx, "", "x")
+				results <- err
+			}()
+		}
+		synctest.Wait() // all of them wait for their turn
+		_, err = h.hash(t.Context(), "x")
+		if e := registry.AsError(err); e.Code != registry.CodeBusy || e.RetryAfter == 0 {
+			t.Errorf("one too many: %v", err)
+		}
+		cancel() // those who went away do not hash
+		for range maxHashWaiters {
+			if err := <-results; registry.CodeOf(err) != registry.CodeTimeout {
+				t.Errorf("%v", err)
+			}
+		}
+		done()
+		if _, err := h.hash(t.Context(), "x"); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestTokenForm(t *testing.T) {

@@ -136,7 +136,7 @@ func parseHash(encoded string) (hashParams, error) {
 
 // checkPassword returns CodeInvalid, naming field, for a password that does not do.
 func checkPassword(field, name, password string) error {
-	msg := ""
+	var msg string
 	switch n := utf8.RuneCountInString(password); {
 	case password == "":
 		msg = "is required"

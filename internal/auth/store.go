@@ -32,6 +32,7 @@ type Store interface {
 
 	CreateToken(ctx context.Context, t registry.Token) error
 	TokenByHash(ctx context.Context, hash []byte) (registry.Token, error)
+	// ListTokens returns the tokens of an account; those of all accounts if userID is empty.
 	ListTokens(ctx context.Context, userID string) ([]registry.Token, error)
 	DeleteToken(ctx context.Context, id string) error
 	TouchToken(ctx context.Context, id string, at time.Time) error

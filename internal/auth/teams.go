@@ -2,19 +2,16 @@ package auth
 
 import (
 	"context"
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
-var teamPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
-
 func teamName(name string) (string, error) {
 	n := strings.ToLower(strings.TrimSpace(name))
-	if !teamPattern.MatchString(n) {
-		return "", invalid("this team name cannot be used", "team", "must be 1 to 64 letters a-z, digits and . _ - and begin with a letter or digit")
+	if err := registry.ValidateTeam(n); err != nil {
+		return "", invalid("this team name cannot be used", "team", err.Error())
 	}
 	return n, nil
 }
@@ -46,8 +43,8 @@ func (s *Service) CreateTeam(ctx context.Context, name string) (err error) {
 	return s.store.EnsureTeam(ctx, clean)
 }
 
-// DeleteTeam removes a team and its memberships. For admins. CodeConflict for the team default; what the store says for
-// one that still has models.
+// DeleteTeam removes a team and its memberships. For admins. CodeBadState for the team default
+// and for one that still has models.
 func (s *Service) DeleteTeam(ctx context.Context, name string) (err error) {
 	subject := "team:" + name
 	if err := s.require(ctx, TeamManage, "", subject); err != nil {
@@ -55,7 +52,7 @@ func (s *Service) DeleteTeam(ctx context.Context, name string) (err error) {
 	}
 	defer func() { s.Audit(ctx, TeamManage, subject, err, "delete") }()
 	if name == registry.DefaultTeam {
-		return registry.Errorf(registry.CodeConflict, "the team %q owns every model for which no team is given and cannot be deleted", name)
+		return registry.Errorf(registry.CodeBadState, "the team %q owns every model for which no team is given and cannot be deleted", name)
 	}
 	defer s.cache.invalidate()
 	return s.store.DeleteTeam(ctx, name)
