@@ -28,7 +28,7 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("POST /v1/completions", s.guard(s.answer(s.completions)))
 	mux.HandleFunc("POST /v1/embeddings", s.guard(s.answer(s.embeddings)))
 	mux.HandleFunc("POST /control/advance", s.guard(s.control))
-	mux.HandleFunc("POST /control/crash", s.guard(func(http.ResponseWriter, *http.Request) { abort("on request") }))
+	mux.HandleFunc("POST /control/crash", s.guard(func(http.ResponseWriter, *http.Request) { abortFromHandler("on request") }))
 	return mux
 }
 
@@ -77,7 +77,7 @@ func (s *server) answer(next http.HandlerFunc) http.HandlerFunc {
 		}
 		n := s.answers.Add(1)
 		if s.o.fault == faultCrashRequest && n > 1 {
-			abort("on a request")
+			abortFromHandler("on a request")
 		}
 		next(w, r)
 		if s.o.fault == faultCrashReady && n == 1 {
@@ -85,9 +85,15 @@ func (s *server) answer(next http.HandlerFunc) http.HandlerFunc {
 			if f, ok := w.(http.Flusher); ok {
 				f.Flush()
 			}
-			abort("after the first answer")
+			abortFromHandler("after the first answer")
 		}
 	}
+}
+
+// abortFromHandler aborts the whole process; net/http would catch a handler's panic.
+func abortFromHandler(when string) {
+	go abort(when)
+	select {}
 }
 
 func (s *server) models(w http.ResponseWriter, _ *http.Request) {
