@@ -1,0 +1,525 @@
+package manager
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/industriverse/llmmodelmanager/internal/loaders"
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+)
+
+// actor is the goroutine that owns one model's runtime state. Everything but view is touched by that goroutine only;
+// others send it functions. It never does slow work itself: at most a write to the registry.
+type actor struct {
+	m     *Manager
+	id    string
+	inbox chan func()
+	view  atomic.Pointer[view]
+
+	rt       registry.Runtime
+	inst     loaders.Instance
+	load     *job   // the load under way, queued or starting
+	unload   *job   // the unload under way, draining or stopping
+	next     *job   // a load that begins when the unload is through
+	active   int    // requests being answered
+	drained  func() // called when active becomes 0 while draining
+	idle     *time.Timer
+	retry    *time.Timer
+	lastSave time.Time // of LastUsedAt
+}
+
+// view is what others may read of an actor at any time.
+type view struct {
+	rt       registry.Runtime
+	inst     loaders.Instance
+	track    *tracker
+	loadTask bool
+}
+
+// job is one load or unload under way.
+type job struct {
+	track  *tracker
+	gen    int64
+	rec    registry.Record
+	opts   LoadOptions
+	cancel context.CancelFunc
+}
+
+// actor returns the model's actor, starting it if need be.
+func (m *Manager) actor(ctx context.Context, id string) (*actor, error) {
+	m.mu.Lock()
+	a := m.actors[id]
+	closed := m.closed
+	m.mu.Unlock()
+	if a != nil {
+		return a, nil
+	}
+	if closed {
+		return nil, registry.Errorf(registry.CodeUnavailable, "The server is shutting down")
+	}
+	rt, err := m.store.Runtime(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return m.startActor(id, rt), nil
+}
+
+func (m *Manager) startActor(id string, rt registry.Runtime) *actor {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if a := m.actors[id]; a != nil {
+		return a
+	}
+	rt.ModelID = id
+	if rt.State == "" {
+		rt.State = registry.RuntimeStopped
+	}
+	a := &actor{m: m, id: id, rt: rt, inbox: make(chan func(), 64)}
+	a.show()
+	m.actors[id] = a
+	m.goWork(a.run)
+	return a
+}
+
+// peek returns what is known of a model without starting anything, or nil if it has no actor.
+func (m *Manager) peek(id string) *view {
+	m.mu.Lock()
+	a := m.actors[id]
+	m.mu.Unlock()
+	if a == nil {
+		return nil
+	}
+	return a.view.Load()
+}
+
+func (a *actor) run() {
+	for {
+		select {
+		case f := <-a.inbox:
+			f()
+			a.show()
+		case <-a.m.ctx.Done():
+			return
+		}
+	}
+}
+
+// do runs f in the actor's goroutine and waits for it. The error is f's, or says that ctx or the manager ended.
+func (a *actor) do(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
+	select {
+	case a.inbox <- func() { err := f(); a.show(); done <- err }:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-a.m.ctx.Done():
+		return registry.Errorf(registry.CodeUnavailable, "The server is shutting down")
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-a.m.ctx.Done():
+		return registry.Errorf(registry.CodeUnavailable, "The server is shutting down")
+	}
+}
+
+// post is do for those who need no answer.
+func (a *actor) post(f func()) {
+	select {
+	case a.inbox <- f:
+	case <-a.m.ctx.Done():
+	}
+}
+
+func (a *actor) show() {
+	v := &view{rt: a.rt, inst: a.inst}
+	switch {
+	case a.load != nil:
+		v.track, v.loadTask = a.load.track, true
+	case a.unload != nil:
+		v.track = a.unload.track
+	}
+	a.view.Store(v)
+}
+
+// move changes the runtime state by the transition table, stores it and tells everybody. A move that the table does
+// not have is an error and changes nothing.
+func (a *actor) move(on registry.Trigger, change func(*registry.Runtime)) error {
+	to, err := registry.Next(a.rt.State, on)
+	if err != nil {
+		return err
+	}
+	next := a.rt
+	next.State, next.ChangedAt = to, a.m.now()
+	if change != nil {
+		change(&next)
+	}
+	if err := a.save(next); err != nil {
+		return err
+	}
+	a.m.ledger.update(next.InstanceID, func(r *registry.Reservation) { r.State = next.State; r.LastUsedAt = next.LastUsedAt })
+	a.m.log.Info("Model changed state", "model", a.id, "state", to, "trigger", on, "generation", next.Generation)
+	a.tell()
+	return nil
+}
+
+// setArtifact moves the artifact axis.
+func (a *actor) setArtifact(on registry.Trigger) {
+	to, err := registry.Next(a.rt.Artifact, on)
+	if err != nil {
+		a.m.log.Error("An artifact's move is not in the table", "model", a.id, "err", err)
+		return
+	}
+	next := a.rt
+	next.Artifact = to
+	if err := a.save(next); err != nil {
+		a.m.log.Error("A model's state could not be stored", "model", a.id, "err", err)
+		return
+	}
+	a.tell()
+}
+
+func (a *actor) save(next registry.Runtime) error {
+	if err := a.m.store.PutRuntime(context.WithoutCancel(a.m.ctx), next); err != nil {
+		return fmt.Errorf("store the state of %s: %w", a.id, err)
+	}
+	a.rt = next
+	return nil
+}
+
+func (a *actor) tell() {
+	st := registry.ModelStatus{ModelID: a.id, Status: registry.DeriveStatus("", a.rt.Artifact, a.rt.State), Device: a.rt.Device, Engine: a.rt.Engine, Operation: a.rt.OperationID, Failure: a.rt.Failure}
+	if a.load != nil {
+		st.Percent = a.load.track.percent()
+	}
+	a.m.bus.Publish(registry.EventModelStatus, a.id, st)
+}
+
+// must logs a move that should have been possible: the table and this file disagree, which is a bug of ours.
+func (a *actor) must(err error) {
+	if err != nil {
+		a.m.log.Error("A model's state could not be changed", "model", a.id, "state", a.rt.State, "err", err)
+	}
+}
+
+// requestLoad begins a load, joins the one under way, or finds the model loaded already.
+func (a *actor) requestLoad(rec registry.Record, o LoadOptions) (op registry.Operation, err error) {
+	m := a.m
+	track := m.newOperation(registry.OperationLoad, a.id, o.Actor, o.Cause, registry.LoadStages)
+	begin := func(j *job) error {
+		if err := j.track.save(); err != nil {
+			m.live.Delete(j.track.op.ID)
+			return err
+		}
+		return nil
+	}
+	j := &job{track: track, rec: rec, opts: o}
+	switch a.rt.State {
+	case registry.RuntimeReady:
+		if !o.ForceReload {
+			m.live.Delete(track.op.ID)
+			track = m.newOperation(registry.OperationLoad, a.id, o.Actor, o.Cause, []registry.StageName{registry.StageReady})
+			if err := track.save(); err != nil {
+				return op, err
+			}
+			track.finish(nil, "It was already loaded.")
+			return track.snapshot(), nil
+		}
+		if err := begin(j); err != nil {
+			return op, err
+		}
+		a.next = j
+		if _, err := a.beginUnload(o.Actor, "reload: "+o.Cause); err != nil {
+			a.next = nil
+			track.finish(err, "")
+			return op, err
+		}
+	case registry.RuntimeQueued, registry.RuntimeStarting:
+		m.live.Delete(track.op.ID)
+		if !o.ForceReload || a.load == nil {
+			if a.load == nil {
+				return op, registry.Errorf(registry.CodeBusy, "%s is changing state; try again", a.id)
+			}
+			return a.load.track.snapshot(), nil
+		}
+		return a.load.track.snapshot(), nil // it is being loaded afresh anyway
+	case registry.RuntimeDraining, registry.RuntimeStopping:
+		if a.next != nil {
+			m.live.Delete(track.op.ID)
+			return a.next.track.snapshot(), nil
+		}
+		if err := begin(j); err != nil {
+			return op, err
+		}
+		a.next = j
+	case registry.RuntimeBackoff:
+		if err := begin(j); err != nil {
+			return op, err
+		}
+		a.stopRetry()
+		if err := a.enqueue(j, registry.TriggerRetry); err != nil {
+			return op, err
+		}
+	case registry.RuntimeStopped, registry.RuntimeFailed:
+		if err := begin(j); err != nil {
+			return op, err
+		}
+		if err := a.enqueue(j, registry.TriggerLoad); err != nil {
+			return op, err
+		}
+	case registry.RuntimeSleeping:
+		m.live.Delete(track.op.ID)
+		return op, registry.Errorf(registry.CodeUnsupported, "%s is asleep and its engine cannot be woken; unload it first", a.id)
+	}
+	return track.snapshot(), nil
+}
+
+// enqueue moves to queued and starts the work.
+func (a *actor) enqueue(j *job, on registry.Trigger) error {
+	err := a.move(on, func(rt *registry.Runtime) {
+		rt.Generation++
+		rt.Desired, rt.Failure, rt.OperationID = registry.RuntimeReady, nil, j.track.op.ID
+		rt.InstanceID, rt.Handle, rt.Endpoint, rt.Device, rt.Engine, rt.EngineVersion = newID(a.m.now()), nil, nil, "", "", ""
+		rt.Memory = registry.Memory{}
+	})
+	if err != nil {
+		j.track.finish(err, "")
+		return err
+	}
+	ctx, cancel := context.WithCancel(a.m.ctx)
+	j.gen, j.cancel = a.rt.Generation, cancel
+	a.load = j
+	w := &loadWork{m: a.m, a: a, job: j, instance: a.rt.InstanceID, artifact: a.rt.Artifact}
+	a.m.goWork(func() { defer cancel(); w.run(ctx) })
+	return nil
+}
+
+// admitted is called by the load's work when memory is reserved and the engine is about to start.
+func (a *actor) admitted(gen int64, plan registry.Plan, version string) error {
+	if a.load == nil || a.load.gen != gen {
+		return context.Canceled
+	}
+	return a.move(registry.TriggerAdmit, func(rt *registry.Runtime) {
+		rt.Device, rt.Engine, rt.EngineVersion = plan.Device, plan.Engine, version
+		if plan.Device == "cpu" {
+			rt.Memory.PredictedRAM = plan.Needs.Bytes()
+		} else {
+			rt.Memory.PredictedGPU = plan.Needs.Bytes()
+		}
+	})
+}
+
+// started stores the handle of an engine process that now exists, so that it can be found after a crash of ours.
+func (a *actor) started(gen int64, h registry.Handle) error {
+	if a.load == nil || a.load.gen != gen {
+		return nil // cancelled; the loader cleans up
+	}
+	next := a.rt
+	next.Handle = &h
+	a.m.ledger.update(a.rt.InstanceID, func(r *registry.Reservation) { r.PID = h.PID })
+	return a.save(next)
+}
+
+// answered makes the model ready. It returns false if nobody wants it any more; the caller then stops the instance.
+func (a *actor) answered(gen int64, inst loaders.Instance, mem registry.Memory, outcome string) bool {
+	j := a.load
+	if j == nil || j.gen != gen || a.rt.State != registry.RuntimeStarting {
+		return false
+	}
+	h, ep := inst.Handle(), inst.Endpoint()
+	now := a.m.now()
+	a.inst, a.load = inst, nil
+	a.must(a.move(registry.TriggerAnswer, func(rt *registry.Runtime) {
+		rt.Handle, rt.Endpoint, rt.Memory, rt.ReadyAt, rt.LastUsedAt = &h, &ep, mem, now, now
+	}))
+	a.show()
+	j.track.finish(nil, outcome)
+	a.watch(gen, inst)
+	a.armIdle()
+	return true
+}
+
+// watch tells the actor when the instance ends by itself.
+func (a *actor) watch(gen int64, inst loaders.Instance) {
+	a.m.goWork(func() {
+		select {
+		case <-inst.Done():
+			a.post(func() { a.crashed(gen, inst.Err()) })
+		case <-a.m.ctx.Done():
+		}
+	})
+}
+
+// refused ends a load that could not even start its engine, for lack of memory or a bad setting: the model is as it
+// was, and the operation says why.
+func (a *actor) refused(gen int64, err error) {
+	j := a.load
+	if j == nil || j.gen != gen {
+		return
+	}
+	a.load = nil
+	a.must(a.move(registry.TriggerRefuse, func(rt *registry.Runtime) { rt.Desired = registry.RuntimeStopped }))
+	a.show()
+	j.track.finish(err, "")
+}
+
+// failed ends a load that went wrong.
+func (a *actor) failed(gen int64, err error) {
+	j := a.load
+	if j == nil || j.gen != gen {
+		return
+	}
+	a.load = nil
+	a.must(a.move(registry.TriggerFail, func(rt *registry.Runtime) {
+		rt.Desired, rt.Failure, rt.Handle, rt.Endpoint = registry.RuntimeStopped, failureOf(err), nil, nil
+	}))
+	a.m.ledger.release(a.rt.InstanceID)
+	a.show()
+	j.track.finish(err, "")
+}
+
+func failureOf(err error) *registry.Failure {
+	e := registry.AsError(err)
+	if e.Failure != nil {
+		return e.Failure
+	}
+	f := &registry.Failure{Kind: registry.FailureCrash, Msg: e.Error()}
+	switch e.Code {
+	case registry.CodeNotFound:
+		f.Kind = registry.FailureMissingFile
+	case registry.CodeUnavailable, registry.CodeUnsupported:
+		f.Kind = registry.FailureEngineMissing
+	case registry.CodeInvalid:
+		f.Kind = registry.FailureParameter
+	default:
+	}
+	return f
+}
+
+// crashed deals with an instance that ended by itself.
+func (a *actor) crashed(gen int64, cause error) {
+	if a.rt.Generation != gen || a.inst == nil {
+		return
+	}
+	if cause == nil {
+		cause = registry.Errorf(registry.CodeLoadingFailed, "The engine of %s ended by itself", a.id)
+	}
+	a.disarmIdle()
+	switch a.rt.State {
+	case registry.RuntimeDraining:
+		a.drained = nil
+		a.must(a.move(registry.TriggerCrash, nil))
+		a.beginStop()
+		return
+	case registry.RuntimeReady, registry.RuntimeSleeping:
+	default:
+		return // stopping: the stop's own result follows
+	}
+	a.inst, a.active = nil, 0
+	attempts := a.rt.Attempts + 1
+	if a.m.now().Sub(a.rt.ReadyAt) > a.m.SteadyAfter {
+		attempts = 1
+	}
+	failure := failureOf(cause)
+	instance := a.rt.InstanceID
+	a.must(a.move(registry.TriggerCrash, func(rt *registry.Runtime) {
+		rt.Attempts, rt.Failure, rt.Handle, rt.Endpoint = attempts, failure, nil, nil
+	}))
+	a.m.ledger.release(instance)
+	if attempts > a.m.MaxRestarts {
+		failure.Hint = fmt.Sprintf("It crashed %d times and is not started again by itself. Read the log, then load it again.", attempts)
+		a.must(a.move(registry.TriggerGiveUp, func(rt *registry.Runtime) { rt.Desired, rt.Failure, rt.Attempts = registry.RuntimeStopped, failure, 0 }))
+		return
+	}
+	pause := a.m.RestartPause << (attempts - 1)
+	a.retry = time.AfterFunc(pause, func() { a.post(func() { a.restart(gen) }) })
+}
+
+// restart loads the model again after a crash.
+func (a *actor) restart(gen int64) {
+	if a.rt.Generation != gen || a.rt.State != registry.RuntimeBackoff {
+		return
+	}
+	rec, err := a.m.store.Model(a.m.ctx, a.id)
+	if err != nil {
+		a.must(a.move(registry.TriggerGiveUp, func(rt *registry.Runtime) { rt.Desired = registry.RuntimeStopped }))
+		return
+	}
+	cause := fmt.Sprintf("restart %d of %d after a crash", a.rt.Attempts, a.m.MaxRestarts)
+	j := &job{track: a.m.newOperation(registry.OperationLoad, a.id, "manager", cause, registry.LoadStages), rec: rec, opts: LoadOptions{Actor: "manager", Cause: cause}}
+	if err := j.track.save(); err != nil {
+		a.must(err)
+		return
+	}
+	a.must(a.enqueue(j, registry.TriggerRetry))
+}
+
+func (a *actor) stopRetry() {
+	if a.retry != nil {
+		a.retry.Stop()
+		a.retry = nil
+	}
+}
+
+// cancelLoad cancels the load with this operation, or any if op is "".
+func (a *actor) cancelLoad(ctx context.Context, op, actor string) error {
+	return a.do(ctx, func() error {
+		if a.next != nil && (op == "" || a.next.track.op.ID == op) {
+			a.next.track.finish(context.Canceled, "Cancelled by "+actor+".")
+			a.next = nil
+			return nil
+		}
+		if a.load == nil || (op != "" && a.load.track.op.ID != op) {
+			return registry.Errorf(registry.CodeBadState, "%s is not being loaded", a.id)
+		}
+		return a.dropLoad("Cancelled by " + actor + ".")
+	})
+}
+
+// dropLoad cancels the load under way. A queued one is over at once; one whose engine is starting ends when the
+// loader says that nothing is left.
+func (a *actor) dropLoad(why string) error {
+	j := a.load
+	starting := a.rt.State == registry.RuntimeStarting
+	if err := a.move(registry.TriggerCancel, func(rt *registry.Runtime) {
+		rt.Desired = registry.RuntimeStopped
+		if !starting && rt.Artifact != registry.ArtifactPresent && rt.Artifact != registry.ArtifactFailed {
+			rt.Artifact = registry.ArtifactAbsent
+		}
+	}); err != nil {
+		return err
+	}
+	j.opts.cancelled = why
+	j.cancel()
+	if !starting {
+		a.load = nil
+		j.track.finish(context.Canceled, why)
+	}
+	return nil
+}
+
+// gone is called by the load's work when a cancelled start has left nothing behind.
+func (a *actor) gone(gen int64) {
+	j := a.load
+	if j == nil || j.gen != gen {
+		return
+	}
+	a.load = nil
+	a.settle()
+	j.track.finish(context.Canceled, j.opts.cancelled)
+}
+
+// settle ends in stopped, gives the reservation back, and begins the load that waited for it, if there is one.
+func (a *actor) settle() {
+	instance := a.rt.InstanceID
+	a.must(a.move(registry.TriggerGone, func(rt *registry.Runtime) {
+		rt.Handle, rt.Endpoint, rt.Device = nil, nil, ""
+	}))
+	a.m.ledger.release(instance)
+	if j := a.next; j != nil {
+		a.next = nil
+		a.must(a.enqueue(j, registry.TriggerLoad))
+	}
+	a.show()
+}

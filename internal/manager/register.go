@@ -1,0 +1,341 @@
+package manager
+
+import (
+	"context"
+	"io"
+
+	"github.com/industriverse/llmmodelmanager/internal/manifest"
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+	"github.com/industriverse/llmmodelmanager/internal/store"
+)
+
+// Listed is a model as lists show it.
+type Listed struct {
+	registry.Record
+	Status     registry.Status
+	Device     string
+	Percent    int // of a load under way; 0 when it is not known
+	PerMinute  int // requests
+	Active     int
+	Runtime    registry.Runtime
+	Operation  *registry.Operation // under way
+	Deprecated bool
+}
+
+// List lists models: the guide's list_available_models, a page at a time. next is the After of the next page.
+func (m *Manager) List(ctx context.Context, q store.ListQuery) (items []Listed, next string, total int, err error) {
+	page, err := m.store.ListModels(ctx, q)
+	if err != nil {
+		return nil, "", 0, err
+	}
+	items = make([]Listed, len(page.Items))
+	for i, it := range page.Items {
+		items[i] = m.enrich(it)
+	}
+	return items, page.Next, page.Total, nil
+}
+
+// Get returns one model with its state: the guide's get_model_configuration and what lists show. CodeNotFound.
+func (m *Manager) Get(ctx context.Context, id string) (Listed, error) {
+	it, err := m.store.Listed(ctx, id)
+	if err != nil {
+		return Listed{}, err
+	}
+	return m.enrich(it), nil
+}
+
+func (m *Manager) enrich(it store.Listed) Listed {
+	l := Listed{Record: it.Record, Status: it.Status, Runtime: it.Runtime, Device: it.Runtime.Device, Deprecated: it.Registration == registry.RegistrationDeprecated}
+	l.PerMinute = m.rates.perMinute(it.ModelID, m.now())
+	v := m.peek(it.ModelID)
+	if v == nil {
+		return l
+	}
+	l.Runtime, l.Device = v.rt, v.rt.Device
+	l.Status = registry.DeriveStatus(it.Registration, v.rt.Artifact, v.rt.State)
+	if v.track != nil {
+		op := v.track.snapshot()
+		l.Operation = &op
+		if v.loadTask {
+			l.Percent = v.track.percent()
+		}
+	}
+	return l
+}
+
+// PutOptions say who changes a model and how.
+type PutOptions struct {
+	Actor     string
+	Persist   bool  // also into SQLite for good and back into the models file
+	IfVersion int64 // 0 any; otherwise CodeConflict if it changed meanwhile
+	IfAbsent  bool
+}
+
+// Register registers a model or changes it: the guide's register_model. Secrets that came back redacted are kept as they
+// are. An instance that is loaded goes on with the configuration it was loaded with. CodeInvalid, CodeConflict.
+func (m *Manager) Register(ctx context.Context, model registry.Model, o PutOptions) (rec registry.Record, created bool, err error) {
+	if errs := registry.Validate(model); len(errs) > 0 {
+		return rec, false, &registry.Error{Code: registry.CodeInvalid, Op: "manager.Register", Msg: "The model is not valid", Fields: errs}
+	}
+	if len(model.CustomLoaderParams) > 0 {
+		if old, err := m.store.Model(ctx, model.ModelID); err == nil {
+			model.CustomLoaderParams = registry.KeepSecrets(model.CustomLoaderParams, old.CustomLoaderParams)
+		}
+	}
+	toFile := o.Persist && m.Manifest != nil
+	rec, created, err = m.store.PutModel(ctx, model, store.PutOptions{Actor: o.Actor, Persist: o.Persist, IfVersion: o.IfVersion, IfAbsent: o.IfAbsent, ToManifest: toFile})
+	if err != nil {
+		return rec, false, err
+	}
+	kind := registry.EventModelUpdated
+	if created {
+		kind = registry.EventModelRegistered
+	}
+	m.publishRecord(kind, rec)
+	m.ledger.updateModel(rec.ModelID, func(r *registry.Reservation) { r.Pinned, r.Priority, r.Team = rec.Pinned, rec.Priority, rec.Team })
+	if toFile {
+		m.writeback.kick(ctx)
+	}
+	return rec, created, nil
+}
+
+func (m *Manager) publishRecord(kind registry.EventKind, rec registry.Record) {
+	rec.Model = rec.Redacted()
+	m.bus.Publish(kind, rec.ModelID, rec)
+}
+
+// Delete removes a model that is not loaded. CodeNotFound, CodeBadState, CodeConflict.
+func (m *Manager) Delete(ctx context.Context, id string, ifVersion int64, actor string) error {
+	rec, err := m.store.Model(ctx, id)
+	if err != nil {
+		return err
+	}
+	a, err := m.actor(ctx, id)
+	if err != nil {
+		return err
+	}
+	toFile := rec.Persist && m.Manifest != nil
+	err = a.do(ctx, func() error {
+		switch a.rt.State {
+		case registry.RuntimeStopped, registry.RuntimeFailed:
+		default:
+			return registry.Errorf(registry.CodeBadState, "%s is in use (%s); unload it first", id, a.rt.State)
+		}
+		if err := m.store.DeleteModel(ctx, id, ifVersion, toFile); err != nil {
+			return err
+		}
+		a.rt = registry.Runtime{ModelID: id, State: registry.RuntimeStopped, Generation: a.rt.Generation}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	m.rates.forget(id)
+	m.log.Info("Model deleted", "model", id, "actor", actor)
+	m.bus.Publish(registry.EventModelDeleted, id, map[string]string{"model_id": id})
+	if toFile {
+		m.writeback.kick(ctx)
+	}
+	return nil
+}
+
+// SetRegistration approves, deprecates, archives or restores a model. A loaded model cannot be archived.
+func (m *Manager) SetRegistration(ctx context.Context, id string, on registry.Trigger, actor string) (registry.Record, error) {
+	rec, err := m.store.Model(ctx, id)
+	if err != nil {
+		return rec, err
+	}
+	to, err := registry.Next(rec.Registration, on)
+	if err != nil {
+		return rec, err
+	}
+	if to == registry.RegistrationArchived {
+		if v := m.peek(id); v != nil && v.rt.State != registry.RuntimeStopped && v.rt.State != registry.RuntimeFailed {
+			return rec, registry.Errorf(registry.CodeBadState, "%s is in use (%s); unload it first", id, v.rt.State)
+		}
+	}
+	rec, err = m.store.SetRegistration(ctx, id, to, actor)
+	if err == nil {
+		m.publishRecord(registry.EventModelUpdated, rec)
+	}
+	return rec, err
+}
+
+// InstanceInfo is the guide's LoadedModel: a ready instance and what it is. ModelClass and TokenizerClass stand for the
+// types of model_object and tokenizer_object.
+type InstanceInfo struct {
+	Config         registry.Model    `json:"config"`
+	Engine         string            `json:"engine"`
+	EngineVersion  string            `json:"engine_version,omitempty"`
+	Device         string            `json:"device"`
+	Endpoint       registry.Endpoint `json:"endpoint"`
+	ModelClass     string            `json:"model_class"`
+	TokenizerClass string            `json:"tokenizer_class"`
+	Memory         registry.Memory   `json:"memory"`
+	InstanceID     string            `json:"instance_id"`
+	ReadyAt        string            `json:"ready_at"`
+}
+
+// Instance returns the ready instance of a model. CodeBadState when it is not loaded.
+func (m *Manager) Instance(ctx context.Context, id string) (InstanceInfo, error) {
+	rec, err := m.store.Model(ctx, id)
+	if err != nil {
+		return InstanceInfo{}, err
+	}
+	v := m.peek(id)
+	if v == nil || v.rt.State != registry.RuntimeReady || v.rt.Endpoint == nil {
+		return InstanceInfo{}, registry.Errorf(registry.CodeBadState, "%s is not loaded", id)
+	}
+	return InstanceInfo{
+		Config: rec.Redacted(), Engine: v.rt.Engine, EngineVersion: v.rt.EngineVersion, Device: v.rt.Device, Endpoint: *v.rt.Endpoint,
+		ModelClass: v.rt.Endpoint.ModelClass, TokenizerClass: v.rt.Endpoint.TokenizerClass, Memory: v.rt.Memory,
+		InstanceID: v.rt.InstanceID, ReadyAt: v.rt.ReadyAt.UTC().Format("2006-01-02T15:04:05.000Z"),
+	}, nil
+}
+
+// ImportResult says what an import did, or with a dry run would do.
+type ImportResult struct {
+	DryRun    bool                  `json:"dry_run"`
+	Added     []string              `json:"added"`
+	Changed   []string              `json:"changed"`
+	Unchanged []string              `json:"unchanged"`
+	Issues    []registry.FieldError `json:"issues"` // entries that were left out, and why
+	Changes   []manifest.Change     `json:"changes,omitempty"`
+}
+
+// Import registers every good entry of a models file, all in one transaction, and reports the bad ones. allowed is
+// asked for each entry's team; an entry of a team that the caller may not register for is an issue.
+func (m *Manager) Import(ctx context.Context, doc *manifest.Document, o PutOptions, dryRun bool, allowed func(team string) error) (ImportResult, error) {
+	res := ImportResult{DryRun: dryRun, Added: []string{}, Changed: []string{}, Unchanged: []string{}, Issues: append([]registry.FieldError{}, doc.Issues...)}
+	var models []registry.Model
+	kept := &manifest.Document{}
+	for _, e := range doc.Entries {
+		if allowed != nil {
+			if err := allowed(e.Model.Team); err != nil {
+				res.Issues = append(res.Issues, registry.FieldError{Field: e.Model.ModelID, Msg: err.Error(), Line: e.Line, Column: e.Column})
+				continue
+			}
+		}
+		kept.Entries = append(kept.Entries, e)
+		model := e.Model
+		if len(model.CustomLoaderParams) > 0 {
+			if old, err := m.store.Model(ctx, model.ModelID); err == nil {
+				model.CustomLoaderParams = registry.KeepSecrets(model.CustomLoaderParams, old.CustomLoaderParams)
+			}
+		}
+		models = append(models, model)
+	}
+	if dryRun {
+		res.Changes = manifest.Diff(kept, func(id string) (registry.Record, bool) {
+			rec, err := m.store.Model(ctx, id)
+			return rec, err == nil
+		})
+		for _, c := range res.Changes {
+			switch c.Kind {
+			case manifest.ChangeAdded:
+				res.Added = append(res.Added, c.ModelID)
+			case manifest.ChangeChanged:
+				res.Changed = append(res.Changed, c.ModelID)
+			case manifest.ChangeUnchanged:
+				res.Unchanged = append(res.Unchanged, c.ModelID)
+			}
+		}
+		return res, nil
+	}
+	toFile := o.Persist && m.Manifest != nil
+	added, changed, unchanged, err := m.store.PutModels(ctx, models, store.PutOptions{Actor: o.Actor, Persist: o.Persist, ToManifest: toFile})
+	if err != nil {
+		return res, err
+	}
+	res.Added, res.Changed, res.Unchanged = append(res.Added, added...), append(res.Changed, changed...), append(res.Unchanged, unchanged...)
+	for i, ids := range [][]string{added, changed} {
+		kind := []registry.EventKind{registry.EventModelRegistered, registry.EventModelUpdated}[i]
+		if len(ids) > 100 {
+			// Thousands of events would only push others out of the replay: everybody takes a fresh snapshot instead.
+			m.bus.Publish(registry.EventReset, "", map[string]int{"models": len(ids)})
+			continue
+		}
+		for _, id := range ids {
+			if rec, err := m.store.Model(ctx, id); err == nil {
+				m.publishRecord(kind, rec)
+			}
+		}
+	}
+	if toFile && len(added)+len(changed) > 0 {
+		m.writeback.kick(ctx)
+	}
+	return res, nil
+}
+
+// Export writes the models of these teams (nil: all) as YAML, without secrets.
+func (m *Manager) Export(ctx context.Context, w io.Writer, teams []string) error {
+	return manifest.Export(w, func(yield func(registry.Record) error) error { return m.store.EachModel(ctx, teams, yield) })
+}
+
+// firstImport imports the models file once: at the very first start with it. Later starts take changes of the file by
+// an import that a person asks for, so that a file from yesterday never undoes what was registered today.
+func (m *Manager) firstImport(ctx context.Context) error {
+	if m.Manifest == nil {
+		return nil
+	}
+	key := "manifest.imported:" + m.Manifest.Path()
+	_, done, err := m.store.Setting(ctx, key)
+	if err != nil {
+		return err
+	}
+	doc, err := m.Manifest.Read()
+	if err != nil {
+		if registry.CodeOf(err) == registry.CodeNotFound {
+			m.log.Warn("The models file does not exist; it is made at the first registration", "path", m.Manifest.Path())
+			return nil
+		}
+		m.log.Error("The models file cannot be read; the server starts without it", "path", m.Manifest.Path(), "err", err)
+		m.setManifest(err, nil)
+		return nil
+	}
+	m.setManifest(nil, doc.Issues)
+	for _, is := range doc.Issues {
+		m.log.Warn("An entry of the models file was left out", "path", m.Manifest.Path(), "line", is.Line, "column", is.Column, "field", is.Field, "problem", is.Msg)
+	}
+	if done {
+		return nil
+	}
+	models := make([]registry.Model, len(doc.Entries))
+	for i, e := range doc.Entries {
+		models[i] = e.Model
+	}
+	added, changed, _, err := m.store.PutModels(ctx, models, store.PutOptions{Actor: "models.yaml", Persist: true})
+	if err != nil {
+		m.log.Error("The models file could not be imported", "path", m.Manifest.Path(), "err", err)
+		m.setManifest(err, doc.Issues)
+		return nil
+	}
+	m.log.Info("Models file imported", "path", m.Manifest.Path(), "added", len(added), "changed", len(changed), "left_out", len(doc.Issues))
+	return m.store.SetSetting(ctx, key, m.now().UTC().Format("2006-01-02T15:04:05Z"))
+}
+
+func (m *Manager) setManifest(err error, issues []registry.FieldError) {
+	st := &registry.ManifestStatus{Path: m.Manifest.Path(), Issues: issues}
+	if err != nil {
+		st.Err = registry.AsError(err).Error()
+	}
+	m.imported.Store(st)
+}
+
+// ManifestStatus says how the models file and the registry stand to each other; nil without a models file.
+func (m *Manager) ManifestStatus(ctx context.Context) *registry.ManifestStatus {
+	if m.Manifest == nil {
+		return nil
+	}
+	st := registry.ManifestStatus{Path: m.Manifest.Path()}
+	if p := m.imported.Load(); p != nil {
+		st = *p
+	}
+	if pending, err := m.store.ManifestPending(ctx); err == nil {
+		st.Pending = len(pending)
+	}
+	if msg := m.writeback.problem(); msg != "" {
+		st.Err = msg
+	}
+	return &st
+}
