@@ -121,6 +121,21 @@ document.addEventListener("htmx:afterSettle", (e) => {
 // while a button in it is being pressed, or the click would be lost.
 document.addEventListener("htmx:sseError", () => { const o = $("#offline"); if (o) o.hidden = false; });
 document.addEventListener("htmx:sseOpen", () => { const o = $("#offline"); if (o) o.hidden = true; });
+// A browser opens six connections to a host at most: a tab that nobody sees gives its stream back after half a minute,
+// and one that is left at once.
+let stream = null, parked = false, timer = 0;
+function park() { stream?.close(); parked = true; }
+function wake() {
+  clearTimeout(timer);
+  if (!parked) return;
+  parked = false;
+  for (const el of $$("[sse-connect], [sse-connect] [sse-swap]")) htmx.trigger(el, "htmx:afterProcessNode");
+}
+document.addEventListener("htmx:sseOpen", (e) => { stream = e.detail.source; });
+document.addEventListener("visibilitychange", () => { if (document.hidden) timer = setTimeout(park, 30000); else wake(); });
+addEventListener("pagehide", park);
+addEventListener("pageshow", wake);
+
 let pressed = null;
 const held = [];
 document.addEventListener("pointerdown", (e) => { pressed = e.target; });

@@ -323,7 +323,7 @@ func Form(v view.Form) templ.Component {
 					return templ_7745c5c3_Err
 				}
 			}
-			templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 28, " aria-describedby=\"f-persist-hint\"><div><label class=\"label\" for=\"f-persist\">Keep it <code class=\"fname\">persist</code></label><span class=\"hint\" id=\"f-persist-hint\">Written to the database and back into the models file. Off: it is gone when the server stops.</span></div></div></div></section></div><div class=\"sticky\"><button class=\"btn primary\" type=\"submit\" id=\"save\">")
+			templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 28, " aria-describedby=\"f-persist-hint\"><div><label class=\"label\" for=\"f-persist\">Keep after a restart <code class=\"fname\">persist</code></label><span class=\"hint\" id=\"f-persist-hint\">Written to the database and back into the models file. Off: it is gone when the server stops.</span></div></div></div></section></div><div class=\"sticky\"><button class=\"btn primary\" type=\"submit\" id=\"save\">")
 			if templ_7745c5c3_Err != nil {
 				return templ_7745c5c3_Err
 			}
@@ -366,7 +366,7 @@ func Form(v view.Form) templ.Component {
 					return templ_7745c5c3_Err
 				}
 			}
-			templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 35, "</div></form><section class=\"card\" aria-labelledby=\"preview-title\"><header><h2 class=\"grow\" id=\"preview-title\">What is there</h2></header><div class=\"body\" id=\"preview\" aria-live=\"polite\" hx-get=\"/ui/preview\" hx-trigger=\"")
+			templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 35, "</div></form><section class=\"card beside\" aria-labelledby=\"preview-title\"><header><h2 class=\"grow\" id=\"preview-title\">What is there</h2></header><div class=\"body\" id=\"preview\" aria-live=\"polite\" hx-get=\"/ui/preview\" hx-trigger=\"")
 			if templ_7745c5c3_Err != nil {
 				return templ_7745c5c3_Err
 			}

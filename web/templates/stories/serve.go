@@ -34,7 +34,15 @@ func Handler() http.Handler {
 	mux.HandleFunc("GET /ui/jump", func(w http.ResponseWriter, r *http.Request) {
 		_ = partials.Hits(Jump(r.URL.Query().Get("q"))).Render(r.Context(), w)
 	})
-	mux.HandleFunc("GET /ui/events", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	mux.HandleFunc("GET /ui/events", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	})
+	mux.HandleFunc("GET /ui/preview", func(w http.ResponseWriter, r *http.Request) {
+		plan := fitPlan()
+		_ = partials.FormPreview(&view.Preview{Plan: &plan, Facts: qwenFacts(), Bytes: gb(15.3), Files: 12}).Render(r.Context(), w)
+	})
 	mux.HandleFunc("POST /v1/chat/completions", echo)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Security-Policy", static.CSP)

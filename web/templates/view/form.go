@@ -90,7 +90,8 @@ func (f Form) WithErrors(e *registry.Error) Form {
 			f.Error += ": " + fe.Field + " " + fe.Msg
 			continue
 		}
-		f.Errors[fe.Field] = FieldLabel(fe.Field) + " " + fe.Msg + "."
+		label, _, _ := strings.Cut(FieldLabel(fe.Field), ",") // without the unit
+		f.Errors[fe.Field] = label + " " + fe.Msg + "."
 	}
 	return f
 }
