@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"maps"
 	"slices"
+	"sort"
 	"strings"
 	"sync/atomic"
 
@@ -19,7 +20,7 @@ import (
 // no locks, and whoever was told that a change is done finds it.
 
 const (
-	blockSize = 256
+	blockSize = 64
 	fieldSep  = 0x1f // ends a field of a model's text; occurs in none
 	entrySep  = 0x1e // ends a model's text; occurs in none
 )
@@ -61,6 +62,33 @@ type block struct {
 	team   []uint32
 	source []uint8 // 1 + position in registry.SourceTypes
 	status []uint8 // 1 + position in registry.Statuses
+	grams  grams
+}
+
+// grams says which sequences of three bytes may occur in a block's text: it has a bit for each, shared with others that
+// hash to the same. A search passes over the blocks that lack one of its own, and so seldom reads more than a few.
+type grams [64]uint64
+
+func gramBit(a, b, c byte) (word, bit uint32) {
+	h := (uint32(a)<<16 | uint32(b)<<8 | uint32(c)) * 2654435761 >> 20 // Knuth's multiplicative hash, 12 bits of it
+	return h >> 6, h & 63
+}
+
+func (g *grams) add(text []byte) {
+	for i := 2; i < len(text); i++ {
+		word, bit := gramBit(text[i-2], text[i-1], text[i])
+		g[word] |= 1 << bit
+	}
+}
+
+// mayHold reports whether g has every bit of needle.
+func (g *grams) mayHold(needle *grams) bool {
+	for i, w := range needle {
+		if g[i]&w != w {
+			return false
+		}
+	}
+	return true
 }
 
 func (b *block) len() int           { return len(b.team) }
@@ -110,6 +138,7 @@ func (b *block) appendSplit(blocks []*block) []*block {
 		for i := range piece.start {
 			piece.start[i] -= b.start[lo]
 		}
+		piece.grams.add(piece.text)
 		blocks = append(blocks, piece)
 	}
 	return blocks
@@ -166,32 +195,28 @@ func searchText(key, description string, tags []string, path string) []byte {
 func (v *version) with(changes []change) *version {
 	changes = slices.Clone(changes)
 	slices.SortStableFunc(changes, func(a, b change) int { return strings.Compare(a.key, b.key) })
-	next := &version{teams: v.teams, blocks: make([]*block, 0, len(v.blocks)+1)}
-	for i := 0; i < len(v.blocks) || len(changes) > 0; i++ {
-		if i >= len(v.blocks) {
-			next.rebuild(&block{}, changes)
-			break
+	next := &version{teams: v.teams, count: v.count, blocks: make([]*block, 0, len(v.blocks)+1)}
+	rest := v.blocks
+	for len(changes) > 0 {
+		// The changes up to the block after the one that the first of them belongs to are made at once.
+		at := max(0, sort.Search(len(rest), func(i int) bool { return string(rest[i].key(0)) > changes[0].key })-1)
+		b, mine := &block{}, changes
+		if len(rest) > 0 {
+			next.blocks = append(next.blocks, rest[:at]...)
+			b, rest = rest[at], rest[at+1:]
 		}
-		b := v.blocks[i]
-		mine := changes
-		if i+1 < len(v.blocks) {
-			limit := string(v.blocks[i+1].key(0))
-			n, _ := slices.BinarySearchFunc(changes, limit, func(c change, k string) int { return strings.Compare(c.key, k) })
-			mine = changes[:n]
+		if len(rest) > 0 {
+			limit := string(rest[0].key(0))
+			mine = changes[:sort.Search(len(changes), func(i int) bool { return changes[i].key >= limit })]
 		}
 		changes = changes[len(mine):]
-		switch {
-		case len(mine) == 0:
-			next.blocks = append(next.blocks, b)
-		case len(mine) == 1 && mine[0].kind == changeStatus:
+		if len(mine) == 1 && mine[0].kind == changeStatus {
 			next.blocks = append(next.blocks, b.withStatus(mine[0]))
-		default:
+		} else {
 			next.rebuild(b, mine)
 		}
 	}
-	for _, b := range next.blocks {
-		next.count += b.len()
-	}
+	next.blocks = append(next.blocks, rest...)
 	return next
 }
 
@@ -244,6 +269,7 @@ func (v *version) rebuild(b *block, changes []change) {
 		out.add(b.entry(i), b.team[i], b.source[i], b.status[i])
 	}
 	v.blocks = out.appendSplit(v.blocks)
+	v.count += out.len() - b.len()
 }
 
 // teamNumber returns the team's number, giving it one if it is new. The map is copied then: older versions share it.

@@ -150,34 +150,20 @@ func listedOf(row modelRow, rt runtimeRow) (Listed, error) {
 
 // search returns the keys of the page that q asks for, whether there are more after it, and how many match in all.
 func (v *version) search(q ListQuery) (keys []string, more bool, total int) {
-	words := strings.Fields(fold(q.Q))
-	// The longest word is the rarest as a rule: look for it and test the others where it is found.
-	sort.SliceStable(words, func(i, j int) bool { return len(words[i]) > len(words[j]) })
-	if len(words) > 0 && strings.ContainsAny(q.Q, string([]byte{fieldSep, entrySep})) {
-		return nil, false, 0
-	}
 	f, possible := v.filter(q)
 	if !possible {
 		return nil, false, 0
 	}
-	needles := make([][]byte, len(words))
-	for i, w := range words {
-		needles[i] = []byte(w)
-	}
 	after := fold(q.After)
-	for _, b := range v.blocks {
-		first := 0
-		if after != "" {
-			var found bool
-			if first, found = b.find(after); found {
-				first++
-			}
+	for i, b := range v.blocks {
+		if i+1 < len(v.blocks) && after != "" && string(v.blocks[i+1].key(0)) <= after || len(keys) == q.Limit && more {
+			total += b.count(f) // wholly before or after the page
+			continue
 		}
-		// Those before the page count in the total; they are only not returned.
-		b.each(needles, f, func(i int) {
+		b.each(f, func(i int) {
 			total++
 			switch {
-			case i < first:
+			case after != "" && string(b.key(i)) <= after:
 			case len(keys) < q.Limit:
 				keys = append(keys, string(b.key(i)))
 			default:
@@ -188,16 +174,27 @@ func (v *version) search(q ListQuery) (keys []string, more bool, total int) {
 	return keys, more, total
 }
 
-// filter is what a query asks of a model beside its text. Zero values ask for nothing.
+// filter is what a query asks of a model. Zero values ask for nothing.
 type filter struct {
-	teams  []bool // by number; nil is all
+	words  [][]byte // all of which the text has, the longest first
+	grams  grams    // of all words
+	teams  []bool   // by number; nil is all
 	source uint8
 	status uint8
 }
 
 // filter returns false when no model can match.
-func (v *version) filter(q ListQuery) (filter, bool) {
-	var f filter
+func (v *version) filter(q ListQuery) (*filter, bool) {
+	f := &filter{}
+	if strings.ContainsAny(q.Q, string([]byte{fieldSep, entrySep})) {
+		return f, false
+	}
+	for _, w := range strings.Fields(fold(q.Q)) {
+		f.words = append(f.words, []byte(w))
+		f.grams.add([]byte(w))
+	}
+	// The longest word is the rarest as a rule: it is looked for, and the others are tested where it is found.
+	slices.SortStableFunc(f.words, func(a, b []byte) int { return len(b) - len(a) })
 	if q.SourceType != "" {
 		if f.source = sourceNumber(q.SourceType); f.source == 0 {
 			return f, false
@@ -221,14 +218,23 @@ func (v *version) filter(q ListQuery) (filter, bool) {
 	return f, possible
 }
 
-func (f filter) match(b *block, i int) bool {
+func (f *filter) match(b *block, i int) bool {
 	return (f.status == 0 || b.status[i] == f.status) && (f.source == 0 || b.source[i] == f.source) &&
 		(f.teams == nil || f.teams[b.team[i]])
 }
 
-// each calls fn with every model of the block that passes the filter and whose text has all the needles, in order.
-func (b *block) each(needles [][]byte, f filter, fn func(i int)) {
-	if len(needles) == 0 {
+// count returns how many models of the block pass the filter.
+func (b *block) count(f *filter) (n int) {
+	if len(f.words) == 0 && f.status == 0 && f.source == 0 && f.teams == nil {
+		return b.len()
+	}
+	b.each(f, func(int) { n++ })
+	return n
+}
+
+// each calls fn with every model of the block that passes the filter, in order.
+func (b *block) each(f *filter, fn func(i int)) {
+	if len(f.words) == 0 {
 		for i := range b.len() {
 			if f.match(b, i) {
 				fn(i)
@@ -236,23 +242,26 @@ func (b *block) each(needles [][]byte, f filter, fn func(i int)) {
 		}
 		return
 	}
+	if !b.grams.mayHold(&f.grams) {
+		return
+	}
 	for from := 0; ; {
-		at := bytes.Index(b.text[from:], needles[0])
+		at := bytes.Index(b.text[from:], f.words[0])
 		if at < 0 {
 			return
 		}
 		at += from
 		i := sort.Search(b.len(), func(i int) bool { return int(b.start[i+1]) > at })
-		if f.match(b, i) && hasAll(b.entry(i), needles[1:]) {
+		if f.match(b, i) && hasAll(b.entry(i), f.words[1:]) {
 			fn(i)
 		}
 		from = int(b.start[i+1])
 	}
 }
 
-func hasAll(text []byte, needles [][]byte) bool {
-	for _, n := range needles {
-		if !bytes.Contains(text, n) {
+func hasAll(text []byte, words [][]byte) bool {
+	for _, w := range words {
+		if !bytes.Contains(text, w) {
 			return false
 		}
 	}
