@@ -62,7 +62,8 @@ func ReadFolder(files []registry.File, format registry.Format, open Opener) (Wei
 	if err := d.readWeights(&w, idx, cfg); err != nil {
 		return w, err
 	}
-	return w, d.extras(&w.Facts)
+	err = d.extras(&w.Facts)
+	return w, err
 }
 
 // ReadONNX reads the facts of an ONNX model: main, and the files of external data beside it. The graph itself is not
@@ -91,7 +92,8 @@ func ReadONNX(main registry.File, data []registry.File, beside []registry.File, 
 		}
 		cfg.facts(&f)
 	}
-	return f, d.extras(&f)
+	err = d.extras(&f)
+	return f, err
 }
 
 // folder is a folder while it is read.

@@ -46,7 +46,7 @@ const (
 )
 
 // ggufSizes are the bytes of each type of value, 0 for those of no fixed size.
-var ggufSizes = [...]int{0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, kindString: 0, kindArray: 0, 10: 8, 11: 8, 12: 8}
+var ggufSizes = [...]uint64{0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, kindString: 0, kindArray: 0, 10: 8, 11: 8, 12: 8}
 
 // ReadGGUF reads the facts of a model that is one GGUF file of size bytes, and checks that the file is complete.
 // A shard of a split model is refused: read each with ScanGGUF and join them with CombineGGUF.
@@ -103,7 +103,8 @@ func ScanGGUF(r io.ReaderAt, size int64) (GGUF, error) {
 		g.Type = v.text
 	}
 	g.SplitNo, g.SplitCount = g.number("split.no"), g.number("split.count")
-	return g, g.readTensors(c, int(tensors))
+	err = g.readTensors(c, int(tensors))
+	return g, err
 }
 
 func (g *GGUF) readKey(c *cursor) error {
@@ -115,7 +116,7 @@ func (g *GGUF) readKey(c *cursor) error {
 	if n == 0 || n > maxGGUFKey {
 		return corruptAt(at, "a key is %d bytes long; 1 to %d are allowed", n, maxGGUFKey)
 	}
-	b, err := c.take(int(n), "a key")
+	b, err := c.take(n, "a key")
 	if err != nil {
 		return err
 	}
@@ -149,11 +150,12 @@ func readValue(c *cursor, kind uint32, key string) (ggufValue, error) {
 		if n > maxKeptString {
 			return v, c.skip(n, "the text of "+quote(key))
 		}
-		b, err := c.take(int(n), "the text of "+quote(key))
+		b, err := c.take(n, "the text of "+quote(key))
 		v.text = string(b)
 		return v, err
 	case kind == kindArray:
-		return v, readArray(c, &v, key)
+		err := readArray(c, &v, key)
+		return v, err
 	}
 	b, err := c.take(ggufSizes[kind], "the value of "+quote(key))
 	if err != nil {
@@ -181,7 +183,7 @@ func readArray(c *cursor, v *ggufValue, key string) error {
 	case int64(kind) >= int64(len(ggufSizes)):
 		return corruptAt(at, "%s has elements of the unknown type %d", what, kind)
 	case kind == kindString:
-		if v.size > math.MaxUint64/8 || v.size*8 > uint64(c.size-c.pos) {
+		if v.size > math.MaxUint64/8 || v.size*8 > uint64(max(c.size-c.pos, 0)) {
 			return corruptAt(at, "the file is damaged or half copied: %s claims %d strings, more than the file can hold", what, v.size)
 		}
 		for range v.size {
@@ -195,14 +197,14 @@ func readArray(c *cursor, v *ggufValue, key string) error {
 		}
 		return nil
 	}
-	elem := uint64(ggufSizes[kind])
+	elem := ggufSizes[kind]
 	if v.size > math.MaxUint64/elem {
 		return corruptAt(at, "the file is damaged or half copied: %s claims %d elements, more than the file can hold", what, v.size)
 	}
 	if v.size > maxKeptArray {
 		return c.skip(v.size*elem, what)
 	}
-	b, err := c.take(int(v.size*elem), what)
+	b, err := c.take(v.size*elem, what)
 	if err != nil {
 		return err
 	}
@@ -218,21 +220,29 @@ func integer(kind uint32, b []byte) int64 {
 	case 0, 7:
 		return int64(b[0])
 	case 1:
-		return int64(int8(b[0]))
+		return signed[int8](b)
 	case 2:
 		return int64(binary.LittleEndian.Uint16(b))
 	case 3:
-		return int64(int16(binary.LittleEndian.Uint16(b)))
+		return signed[int16](b)
 	case 4:
 		return int64(binary.LittleEndian.Uint32(b))
 	case 5:
-		return int64(int32(binary.LittleEndian.Uint32(b)))
+		return signed[int32](b)
 	case 10:
 		return int64(min(binary.LittleEndian.Uint64(b), math.MaxInt64))
 	case 11:
-		return int64(binary.LittleEndian.Uint64(b))
+		return signed[int64](b)
 	}
 	return 0
+}
+
+func signed[T int8 | int16 | int32 | int64](b []byte) int64 {
+	var v T
+	if _, err := binary.Decode(b, binary.LittleEndian, &v); err != nil {
+		return 0 // too few bytes, which ggufSizes excludes
+	}
+	return int64(v)
 }
 
 func (g *GGUF) readTensors(c *cursor, count int) error {
@@ -292,7 +302,7 @@ func readTensor(c *cursor) (Tensor, error) {
 	if n > maxGGUFName {
 		return t, corruptAt(at, "the name of a tensor is %d bytes long; at most %d are allowed", n, maxGGUFName)
 	}
-	b, err := c.take(int(n), "the name of a tensor")
+	b, err := c.take(n, "the name of a tensor")
 	if err != nil {
 		return t, err
 	}

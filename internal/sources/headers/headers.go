@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
@@ -164,7 +165,7 @@ const window = 128 << 10
 
 // check reports whether n more bytes are there.
 func (c *cursor) check(n uint64, what string) error {
-	if n > uint64(c.size-c.pos) {
+	if n > uint64(max(c.size-c.pos, 0)) {
 		return Corrupt(copyAgain+", or wait until the copy has finished",
 			"the file is damaged or half copied: %s takes %d bytes at byte %d, but the file has %d bytes", what, n, c.pos, c.size)
 	}
@@ -174,12 +175,13 @@ func (c *cursor) check(n uint64, what string) error {
 	return nil
 }
 
-// take returns the next n bytes; n is at most half the window. They are valid until the next call.
-func (c *cursor) take(n int, what string) ([]byte, error) {
-	if err := c.check(uint64(n), what); err != nil {
+// take returns the next n bytes; n is at most the window. They are valid until the next call.
+func (c *cursor) take(n uint64, what string) ([]byte, error) {
+	if err := c.check(n, what); err != nil {
 		return nil, err
 	}
-	if c.pos < c.at || c.pos+int64(n) > c.at+int64(len(c.buf)) {
+	size := int64(min(n, window))
+	if c.pos < c.at || c.pos+size > c.at+int64(len(c.buf)) {
 		if c.buf == nil {
 			c.buf = make([]byte, min(window, c.size))
 		}
@@ -190,15 +192,15 @@ func (c *cursor) take(n int, what string) ([]byte, error) {
 		c.at = c.pos
 	}
 	from := c.pos - c.at
-	c.pos += int64(n)
-	return c.buf[from : from+int64(n)], nil
+	c.pos += size
+	return c.buf[from : from+size], nil
 }
 
 func (c *cursor) skip(n uint64, what string) error {
 	if err := c.check(n, what); err != nil {
 		return err
 	}
-	c.pos += int64(n)
+	c.pos += int64(min(n, math.MaxInt64)) // no more than the file has, by the check
 	return nil
 }
 

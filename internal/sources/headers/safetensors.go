@@ -48,7 +48,7 @@ func ReadSafetensors(r io.ReaderAt, size int64) (Safetensors, error) {
 		}
 		return s, notWeights(start, "safetensors")
 	}
-	n := int64(binary.LittleEndian.Uint64(start))
+	n := int64(min(binary.LittleEndian.Uint64(start), MaxSafetensorsHeader))
 	s.DataOffset = 8 + n
 	if s.DataOffset > size {
 		return s, truncated(s.DataOffset, size)
@@ -162,8 +162,8 @@ func (i tensorInfo) tensor(name string, at int64) (Tensor, error) {
 	if len(i.DataOffsets) != 2 || i.DataOffsets[1] < i.DataOffsets[0] || i.DataOffsets[1] > math.MaxInt64/2 {
 		return t, corruptAt(at, "the tensor %s has no sensible data_offsets", quote(name))
 	}
-	t.Offset = int64(i.DataOffsets[0])
-	if got := int64(i.DataOffsets[1]) - t.Offset; got != t.Bytes || t.Elements*bits%8 != 0 {
+	t.Offset = int64(min(i.DataOffsets[0], math.MaxInt64))
+	if got := int64(min(i.DataOffsets[1], math.MaxInt64)) - t.Offset; got != t.Bytes || t.Elements*bits%8 != 0 {
 		return t, corruptAt(at, "the tensor %s takes %d bytes, but its shape and dtype need %d", quote(name), got, t.Bytes)
 	}
 	return t, nil

@@ -85,7 +85,7 @@ func (s *Source) allowed(path string) bool {
 		if within(root, path) {
 			return true
 		}
-		if real, err := filepath.EvalSymlinks(root); err == nil && within(real, path) {
+		if resolved, err := filepath.EvalSymlinks(root); err == nil && within(resolved, path) {
 			return true
 		}
 	}
@@ -97,16 +97,16 @@ func (s *Source) stays(path, name string) error {
 	if len(s.roots) == 0 {
 		return nil
 	}
-	real, err := filepath.EvalSymlinks(path)
+	resolved, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return explain(path, name, err)
 	}
 	for _, root := range s.roots {
-		if r, err := filepath.EvalSymlinks(root); err == nil && within(r, real) {
+		if r, err := filepath.EvalSymlinks(root); err == nil && within(r, resolved) {
 			return nil
 		}
 	}
-	return registry.Errorf(registry.CodeInvalid, "%s is a link that leads to %s, outside of the folders that this server may read models from (%s); put the file itself there", name, real, strings.Join(s.roots, ", "))
+	return registry.Errorf(registry.CodeInvalid, "%s is a link that leads to %s, outside of the folders that this server may read models from (%s); put the file itself there", name, resolved, strings.Join(s.roots, ", "))
 }
 
 func within(root, path string) bool {

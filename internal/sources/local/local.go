@@ -125,14 +125,14 @@ func (in *inspection) snapshot(ref sources.Ref) (sources.Snapshot, error) {
 	if err != nil {
 		return snap, err
 	}
-	print := sha256.New()
+	mark := sha256.New()
 	for _, f := range m.files {
 		if err := in.readable(m.root, f); err != nil {
 			return snap, err
 		}
 		snap.Files = append(snap.Files, registry.File{Path: f.rel, Size: f.info.Size()})
 		snap.Bytes += f.info.Size()
-		fmt.Fprintf(print, "%q %s\n", f.rel, identity(f))
+		fmt.Fprintf(mark, "%q %s\n", f.rel, identity(f))
 	}
 	if ref.Tokenizer != "" {
 		files, err := in.tokenizer(ref.Tokenizer)
@@ -140,7 +140,7 @@ func (in *inspection) snapshot(ref sources.Ref) (sources.Snapshot, error) {
 			return snap, err
 		}
 		for _, f := range files {
-			fmt.Fprintf(print, "tokenizer %q %s\n", f.rel, identity(f))
+			fmt.Fprintf(mark, "tokenizer %q %s\n", f.rel, identity(f))
 		}
 		m.facts.Tokenizer = true
 	}
@@ -149,7 +149,7 @@ func (in *inspection) snapshot(ref sources.Ref) (sources.Snapshot, error) {
 	}
 	m.facts.Notes = append(m.facts.Notes, m.notes...)
 	snap.Root, snap.Main, snap.Facts = m.root, m.main, m.facts
-	snap.Revision = "local-" + hex.EncodeToString(print.Sum(nil)[:12])
+	snap.Revision = "local-" + hex.EncodeToString(mark.Sum(nil)[:12])
 	return snap, nil
 }
 
