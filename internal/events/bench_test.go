@@ -20,7 +20,7 @@ func BenchmarkPublish(b *testing.B) {
 	bus := events.New(events.Options{})
 	var wg sync.WaitGroup
 	for range 50 {
-		defer bus.Subscribe(events.Filter{}).Close()
+		b.Cleanup(bus.Subscribe(events.Filter{}).Close)
 	}
 	for range 1000 {
 		s := bus.Subscribe(events.Filter{})
@@ -83,7 +83,7 @@ func BenchmarkFanOutSSE(b *testing.B) {
 			b.Fatal(err)
 		}
 		if i < dead {
-			defer resp.Body.Close()
+			b.Cleanup(func() { _ = resp.Body.Close() })
 			continue
 		}
 		wg.Go(func() {

@@ -299,7 +299,7 @@ func TestFrame(t *testing.T) {
 	if g := string(got[2].Body); g != "null" {
 		t.Errorf("body %q", g)
 	}
-	if &got[0].Frame()[0] != &got[0].Frame()[0] {
+	if once, again := got[0].Frame(), got[0].Frame(); &once[0] != &again[0] {
 		t.Error("the frame is rendered more than once")
 	}
 }
@@ -320,7 +320,7 @@ func TestDeadReadersCostNothing(t *testing.T) {
 	const readers, dead, published = 1000, 50, 600
 	b := events.New(events.Options{Replay: 256})
 	for range dead {
-		defer b.Subscribe(events.Filter{}).Close()
+		t.Cleanup(b.Subscribe(events.Filter{}).Close)
 	}
 	var wg sync.WaitGroup
 	for i := range readers - dead {

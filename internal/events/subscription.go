@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"slices"
+	"sort"
 	"sync"
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
@@ -66,7 +67,10 @@ func (b *Bus) SubscribeAfter(f Filter, lastEventID string) *Subscription {
 		return s
 	}
 	epoch, seq, ok := ParseID(lastEventID)
-	oldest := b.seq - uint64(b.count) + 1 // the log has oldest … b.seq without a gap
+	oldest := b.seq + 1 // the log has oldest … b.seq without a gap
+	if b.count > 0 {
+		oldest = b.at(0).Seq
+	}
 	switch {
 	case !ok:
 		s.reset = "the position that was asked for is not one of this server"
@@ -76,18 +80,13 @@ func (b *Bus) SubscribeAfter(f Filter, lastEventID string) *Subscription {
 		s.reset = "you were away for longer than events are kept"
 	default:
 		s.start = lastEventID
-		s.place = b.placeOf(seq, oldest)
+		// Samples made after the event are read again: the reader may not have seen the newest.
+		s.place = b.lost // just before the oldest
+		if seq >= oldest {
+			s.place = b.at(sort.Search(b.count, func(i int) bool { return b.at(i).Seq >= seq })).order
+		}
 	}
 	return s
-}
-
-// placeOf returns the place of an event that the log has, or of the one just before its oldest. Samples made after it
-// are read again: the reader may not have seen the newest.
-func (b *Bus) placeOf(seq, oldest uint64) uint64 {
-	if seq < oldest {
-		return b.lost
-	}
-	return b.at(int(seq - oldest)).order
 }
 
 // Start is the id of the position at which the subscription began. Send it with PositionFrame.

@@ -77,7 +77,7 @@ func (r *NVML) memory(d nvml.Device, g *registry.GPU) nvml.Return {
 	if r.can["nvmlDeviceGetMemoryInfo_v2"] {
 		if m, ret := d.GetMemoryInfo_v2(); ret == nvml.SUCCESS {
 			setMemory(g, m.Total, m.Free)
-			return ret
+			return nvml.SUCCESS
 		}
 	}
 	m, ret := d.GetMemoryInfo()
@@ -88,8 +88,8 @@ func (r *NVML) memory(d nvml.Device, g *registry.GPU) nvml.Return {
 }
 
 func setMemory(g *registry.GPU, total, free uint64) {
-	g.MemoryTotal = int64(total)
-	g.MemoryFree = int64(min(free, total))
+	g.MemoryTotal = signed(total)
+	g.MemoryFree = signed(min(free, total))
 	g.MemoryUsed = g.MemoryTotal - g.MemoryFree
 }
 
@@ -181,7 +181,7 @@ func (r *NVML) processes(d nvml.Device) []registry.GPUProcess {
 		for _, p := range list {
 			n := int64(-1) // where the driver does not tell it is all ones: NVML_VALUE_NOT_AVAILABLE
 			if p.UsedGpuMemory < 1<<62 {
-				n = int64(p.UsedGpuMemory)
+				n = signed(p.UsedGpuMemory)
 			}
 			s := slot{p.Pid, p.GpuInstanceId, p.ComputeInstanceId}
 			if old, ok := held[s]; !ok || n > old {

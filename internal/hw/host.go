@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -46,8 +47,8 @@ func (h *Host) Read() (registry.Host, error) {
 		return registry.Host{}, fmt.Errorf("read /proc/meminfo: %w", err)
 	}
 	out := limited(registry.Host{
-		RAMTotal:     int64(m.Total),
-		RAMAvailable: int64(m.Available),
+		RAMTotal:     signed(m.Total),
+		RAMAvailable: signed(m.Available),
 		CPUs:         runtime.GOMAXPROCS(0), // the runtime follows affinity and the cgroup's quota
 	}, readCgroup(h.root))
 	out.CPUPercent = h.cpuPercent()
@@ -126,5 +127,10 @@ func diskUsage(path string) registry.Disk {
 	if err != nil {
 		return registry.Disk{Path: path}
 	}
-	return registry.Disk{Path: path, Total: int64(usage.Total), Free: int64(usage.Free)}
+	return registry.Disk{Path: path, Total: signed(usage.Total), Free: signed(usage.Free)}
+}
+
+// signed turns a count of bytes from the kernel or the driver into ours.
+func signed(n uint64) int64 {
+	return int64(min(n, math.MaxInt64))
 }

@@ -1,6 +1,7 @@
 package hw
 
 import (
+	"bytes"
 	"encoding/json"
 	"io/fs"
 	"maps"
@@ -110,7 +111,7 @@ func TestLimited(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			got, _ := json.Marshal(limited(host, tc.c))
 			want, _ := json.Marshal(tc.want)
-			if string(got) != string(want) {
+			if !bytes.Equal(got, want) {
 				t.Errorf("got %s, want %s", got, want)
 			}
 		})
@@ -173,9 +174,9 @@ func TestProcessTreeOfThisMachine(t *testing.T) {
 	if len(pids) != 3 || pids[0] != cmd.Process.Pid {
 		t.Errorf("the tree of %d is %v; the children are %s", cmd.Process.Pid, pids, strings.Fields(printed))
 	}
-	bytes, err := ProcessRSS(cmd.Process.Pid)
-	if err != nil || bytes < 50<<10 || bytes > 100<<20 {
-		t.Errorf("three small processes hold %d bytes (%v)", bytes, err)
+	held, err := ProcessRSS(cmd.Process.Pid)
+	if err != nil || held < 50<<10 || held > 100<<20 {
+		t.Errorf("three small processes hold %d bytes (%v)", held, err)
 	}
 }
 

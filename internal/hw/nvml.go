@@ -117,7 +117,7 @@ func (r *NVML) start() error {
 
 // stop lets go of a driver that fails as a whole.
 func (r *NVML) stop(ret nvml.Return) error {
-	r.lib.Shutdown() // what it answers says no more than ret
+	_ = r.lib.Shutdown() // what it answers says no more than ret
 	r.ready = false
 	r.backOff(ret)
 	r.failed = problemOf(ret)
@@ -145,7 +145,7 @@ func (r *NVML) Close() error {
 	}
 	defer r.mu.Unlock()
 	if r.ready {
-		r.lib.Shutdown()
+		_ = r.lib.Shutdown() // nothing can be done about it at the end
 	}
 	r.ready, r.closed = false, true
 	return nil
@@ -157,8 +157,9 @@ func ofOneDevice(ret nvml.Return) bool {
 	case nvml.ERROR_GPU_IS_LOST, nvml.ERROR_RESET_REQUIRED, nvml.ERROR_NO_PERMISSION, nvml.ERROR_INSUFFICIENT_POWER,
 		nvml.ERROR_IRQ_ISSUE, nvml.ERROR_CORRUPTED_INFOROM, nvml.ERROR_IN_USE, nvml.ERROR_MEMORY, nvml.ERROR_NOT_SUPPORTED:
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 // problem is an error whose text is shown to people as it is, in sentences.
@@ -181,8 +182,9 @@ func problemOf(ret nvml.Return) error {
 		return problem("The GPU driver has lost its devices: they no longer answer on the bus. Look for Xid messages in the kernel's log and restart the machine.")
 	case nvml.ERROR_UNINITIALIZED:
 		return problem("The GPU driver has gone away, as it does when it is updated or reset. It is tried again; if it does not come back, run nvidia-smi to see why.")
+	default:
+		return problem("The GPU driver does not work: NVML says " + nvmlName(ret) + ". Run nvidia-smi to see more.")
 	}
-	return problem("The GPU driver does not work: NVML says " + nvmlName(ret) + ". Run nvidia-smi to see more.")
 }
 
 // deviceProblem says what is wrong with one device and what to do.
@@ -198,8 +200,9 @@ func deviceProblem(ret nvml.Return) string {
 		return "The GPU's power cables are not connected properly."
 	case nvml.ERROR_IRQ_ISSUE:
 		return "The kernel has an interrupt problem with the GPU. Look into the kernel's log."
+	default:
+		return "The GPU cannot be read: NVML says " + nvmlName(ret) + ". Run nvidia-smi to see more."
 	}
-	return "The GPU cannot be read: NVML says " + nvmlName(ret) + ". Run nvidia-smi to see more."
 }
 
 // nvmlName names a return code without asking the library, which may be the one that is broken.

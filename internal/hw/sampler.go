@@ -189,9 +189,9 @@ func (s *Sampler) logChanges(problem string, hung bool, hostErr error) {
 	if hung {
 		key = "hung" // the seconds in the message grow
 	}
-	switch {
-	case key == s.problem:
-	case key == "":
+	switch key {
+	case s.problem:
+	case "":
 		s.opts.Logger.Info("the GPUs can be read again")
 	default:
 		s.opts.Logger.Warn("the GPUs cannot be read", "problem", problem)

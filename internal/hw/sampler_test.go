@@ -24,11 +24,11 @@ const gib = 1 << 30
 func start(t *testing.T, f *hwtest.Fake, opts hw.Options) (s *hw.Sampler, stop func()) {
 	t.Helper()
 	opts.GPU, opts.Host = f.GPUs(), f.Host()
-	s = hw.New(opts)
+	sampler := hw.New(opts)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx) }()
-	return s, func() {
+	go func() { ended <- sampler.Run(ctx) }()
+	return sampler, func() {
 		cancel()
 		if err := <-ended; err != nil {
 			t.Errorf("Run: %v", err)
