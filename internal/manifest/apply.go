@@ -115,7 +115,7 @@ func (x *index) composeBlock(at map[int]op, adds []op, rewrite bool) (*result, e
 		r.touched = append(r.touched, len(r.spans))
 		out.Write(x.b[cursor:s.from])
 		if o.fields == nil {
-			cursor = x.dropEntry(&out, i)
+			cursor = x.dropEntry(&out, i, r)
 			continue
 		}
 		text, err := x.entryText(i, o, rewrite)
@@ -179,7 +179,7 @@ func (x *index) breakLine(out *bytes.Buffer) {
 
 // dropEntry leaves entry i out, with the blank lines that would be doubled by it. It returns how far the old text is
 // used up.
-func (x *index) dropEntry(out *bytes.Buffer, i int) int {
+func (x *index) dropEntry(out *bytes.Buffer, i int, r *result) int {
 	end := x.spans[i].own
 	kept := out.Bytes()
 	lastLine := kept[bytes.LastIndexByte(kept[:max(0, len(kept)-1)], '\n')+1:]
@@ -189,13 +189,20 @@ func (x *index) dropEntry(out *bytes.Buffer, i int) int {
 	for end < len(x.b) && isBlank(x.src.line(end)) {
 		end = x.src.lineEnd(end)
 	}
+	if n := len(r.spans); end == len(x.b) && n > 0 && isBlank(strings.Trim(string(kept[r.spans[n-1].own:]), "\r\n")) {
+		out.Truncate(r.spans[n-1].own) // no blank lines at the end of the file
+	}
 	return end
 }
 
 // appendEntry writes a new entry after the last one.
 func (x *index) appendEntry(out *bytes.Buffer, r *result, o op) {
 	open := len(x.b) > 0 && x.b[len(x.b)-1] != '\n' && x.kind == listBlock
+	end := out.Len()
 	x.breakLine(out)
+	if n := len(r.spans); n > 0 && r.spans[n-1].to == end {
+		r.spans[n-1].to, r.spans[n-1].own = out.Len(), out.Len()
+	}
 	if b := out.Bytes(); x.blank && len(r.spans) > 0 && !bytes.HasSuffix(b, []byte("\n\n")) && !bytes.HasSuffix(b, []byte("\n\r\n")) {
 		out.WriteString(x.eol)
 	}

@@ -59,6 +59,16 @@ type pair struct {
 	gone            bool
 }
 
+// defaults are what a field that is already in the text becomes when it is no longer given. Other fields are removed.
+var defaults = map[string]any{
+	"revision":          registry.DefaultRevision,
+	"device_preference": string(registry.DeviceAuto),
+	"trust_remote_code": false,
+	"engine":            registry.EngineAuto,
+	"team":              registry.DefaultTeam,
+	"pinned":            false,
+}
+
 // entry edits the entry it, which ends before bound, to hold want.
 func (e *editor) entry(it *item, bound int, want map[string]any) error {
 	body := it.node
@@ -72,7 +82,11 @@ func (e *editor) entry(it *item, bound int, want map[string]any) error {
 		e.edits = append(e.edits, splice{from, flowEnd(e.src.b, from), w.String()})
 		return nil
 	}
-	return e.mapping(body, encode(it.model), want, fieldNames(want), it.bad, bound)
+	names := make([]string, len(registry.Fields))
+	for i, f := range registry.Fields {
+		names[i] = f.Name
+	}
+	return e.mapping(body, encode(it.model), want, names, it.bad, bound)
 }
 
 // fieldNames returns the names of the fields that are given, in the guide's order.
@@ -86,7 +100,7 @@ func fieldNames(in map[string]any) []string {
 	return out
 }
 
-// mapping edits the block mapping n, which holds old, to hold want. order is that of want's names. What is bad, or
+// mapping edits the block mapping n, which holds old, to hold want. order has at least want's names. What is bad, or
 // no field (bad is not nil for an entry), is replaced or removed whatever it holds.
 func (e *editor) mapping(n *yaml.Node, old, want map[string]any, order []string, bad map[string]bool, bound int) error {
 	pairs, err := e.pairs(n, bound)
@@ -105,6 +119,9 @@ func (e *editor) mapping(n *yaml.Node, old, want map[string]any, order []string,
 		}
 		was, had := old[p.name]
 		wanted, keep := want[p.name]
+		if !keep && had && bad != nil {
+			wanted, keep = defaults[p.name] // the line and its comment stay
+		}
 		_, known := registry.FieldByName(p.name)
 		wrong := bad != nil && (bad[p.name] || !known)
 		switch {
@@ -316,6 +333,13 @@ func (e *editor) remove(pairs []pair) error {
 		e.edits = append(e.edits, splice{first, next, ""})
 		pairs = pairs[kept:]
 	}
+	end := len(pairs) // of those before the last ones that go; with these go the blank lines above them
+	for end > 1 && pairs[end-1].gone {
+		end--
+	}
+	if end < len(pairs) && isBlank(strings.NewReplacer("\n", "", "\r", "").Replace(string(e.src.b[pairs[end-1].to:pairs[end].from]))) {
+		pairs[end].from = pairs[end-1].to
+	}
 	for _, p := range pairs {
 		if p.gone {
 			e.edits = append(e.edits, splice{p.from, p.to, ""})
@@ -348,7 +372,7 @@ func (e *editor) add(pairs []pair, own map[string]*pair, old, want map[string]an
 		return nil
 	}
 	for _, name := range order {
-		if v := want[name]; own[name] == nil && !(has(old, name) && reflect.DeepEqual(old[name], v)) {
+		if v, given := want[name]; given && own[name] == nil && !(has(old, name) && reflect.DeepEqual(old[name], v)) {
 			if err := insert(name, v); err != nil {
 				return err
 			}
@@ -356,7 +380,6 @@ func (e *editor) add(pairs []pair, own map[string]*pair, old, want map[string]an
 	}
 	for _, name := range slices.Sorted(maps.Keys(old)) {
 		if own[name] == nil && !has(want, name) {
-			rank[name] = len(order)
 			if err := insert(name, nil); err != nil {
 				return err
 			}

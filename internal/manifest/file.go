@@ -151,7 +151,7 @@ func (x *index) after(r *result) *index {
 	}
 	n := *x
 	n.b, n.spans = r.b, r.spans
-	n.src = newSource(r.b)
+	n.src = &source{b: r.b} // lines are found by number only while indexing
 	return &n
 }
 
