@@ -67,7 +67,7 @@ document.addEventListener("keydown", (e) => {
   const rows = $$("[data-row]");
   const at = rows.findIndex((r) => r.contains(document.activeElement));
   const go = (i) => { const a = rows[Math.max(0, Math.min(rows.length - 1, i))]?.querySelector("a"); a?.focus(); a?.scrollIntoView({ block: "nearest" }); };
-  const press = (sel) => (at >= 0 ? $(sel, rows[at]) : $(`#head ${sel}`))?.click();
+  const press = (sel) => (at >= 0 ? $(sel, rows[at]) : $(`#head ${sel}, #now ${sel}`))?.click();
   const keys = {
     "/": () => open("jump"), "?": () => open("keys"), j: () => go(at + 1), k: () => go(at < 0 ? 0 : at - 1),
     l: () => press("[data-load]"), u: () => press("[data-unload]"),

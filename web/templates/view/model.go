@@ -185,7 +185,7 @@ func (p ModelPage) FactList() []Fact {
 	if m.SourceType == registry.SourceHuggingFace {
 		src += "@" + m.Revision
 	}
-	out = append(out, Fact{Name: "Source", Value: src, Mono: true, Note: SourceName(m.SourceType)})
+	out = append(out, Fact{Name: "Source", Value: SourceName(m.SourceType)}, Fact{Name: "Path", Value: src, Mono: true})
 	if f.Name != "" {
 		add("Called", f.Name, "")
 	}
@@ -331,6 +331,39 @@ func NeedsLine(p registry.Plan) string {
 		line += fmt.Sprintf(" Free on %s: %s.", DeviceName(p.Device), Bytes(max(p.Free, 0)))
 	}
 	return line
+}
+
+// PlanWhy says why this engine and this device.
+func PlanWhy(p registry.Plan) string {
+	var parts []string
+	if p.EngineWhy != "" {
+		parts = append(parts, EngineName(p.Engine)+": "+strings.TrimSuffix(p.EngineWhy, ".")+".")
+	}
+	if p.DeviceWhy != "" {
+		parts = append(parts, strings.TrimSuffix(p.DeviceWhy, ".")+".")
+	}
+	return strings.Join(parts, " ")
+}
+
+// HolderNote says what a holder that is to leave gives back, and for how long nobody used it.
+func HolderNote(h registry.Holder) string {
+	s := Bytes(h.Bytes)
+	if h.IdleFor > 0 {
+		s += ", idle for " + Duration(time.Duration(h.IdleFor))
+	}
+	return s
+}
+
+// LogTitle stands above the log's tail of a failure.
+func LogTitle(f registry.Failure) string {
+	s := "The engine's last lines"
+	if f.ExitCode != 0 {
+		s += fmt.Sprintf(", exit code %d", f.ExitCode)
+	}
+	if f.Signal != "" {
+		s += ", ended by " + f.Signal
+	}
+	return s
 }
 
 // Snippet is a piece of code to copy.
