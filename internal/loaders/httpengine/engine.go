@@ -163,12 +163,15 @@ func (in *Instance) await(ctx context.Context, rep *reporter) error {
 	clock := time.NewTicker(tick)
 	defer clock.Stop()
 	warming := false
-	for {
+	read := func() {
 		for _, line := range follow.Lines() {
 			if p, ok := in.cfg.Parse(line); ok {
 				rep.send(p)
 			}
 		}
+	}
+	for {
+		read()
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -184,6 +187,7 @@ func (in *Instance) await(ctx context.Context, rep *reporter) error {
 				return ctx.Err()
 			case !warming && a.code == http.StatusOK:
 				warming = true
+				read() // the last of the weights was written before this answer was given
 				rep.send(registry.Progress{Stage: registry.StageWarmup, Msg: "Asking for a first answer"})
 				ask(func() (int, error) { return in.post(ctx, in.cfg.Warmup) })
 			case warming && a.code == http.StatusOK:

