@@ -277,3 +277,71 @@ func TestCheckWithoutBinary(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestTakenPort has an engine that finds its port taken the first time.
+func TestTakenPort(t *testing.T) {
+	r := newRun(t, nil)
+	marker, script := filepath.Join(t.TempDir(), "was here"), filepath.Join(t.TempDir(), "engine")
+	text := fmt.Sprintf("#!/bin/sh\n[ -e '%s' ] && exec '%s' \"$@\"\n: > '%s'\necho \"fakeengine: couldn't bind port\"\nexit 1\n", marker, binary, marker)
+	if err := os.WriteFile(script, []byte(text), 0o700); err != nil { //nolint:gosec // it is to be run
+		t.Fatal(err)
+	}
+	in, err := fake.New(fake.Options{Path: script, TagPrefix: tag}).Load(t.Context(), r.spec, func(p registry.Progress) { r.reports <- p })
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := <-r.started, <-r.started
+	if first.PID == second.PID || in.Handle().PID != second.PID {
+		t.Error("the handle is not that of the engine that runs")
+	}
+	if err := in.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRecoverOfALoadingEngine finds an engine that runs and does not answer yet.
+func TestRecoverOfALoadingEngine(t *testing.T) {
+	r := newRun(t, map[string]any{"manual": true})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	errs := make(chan error, 1)
+	go func() {
+		_, err := r.load(ctx)
+		errs <- err
+	}()
+	_, err := fake.New(fake.Options{Path: binary, TagPrefix: tag}).Recover(t.Context(), <-r.started)
+	if registry.CodeOf(err) != registry.CodeUnavailable {
+		t.Errorf("got %v", err)
+	}
+	cancel()
+	<-errs
+}
+
+// TestEndlessLog has an engine that writes as fast as it can: its log stays bounded, and it can be stopped.
+func TestEndlessLog(t *testing.T) {
+	r := newRun(t, map[string]any{"fault": "endless_log"})
+	in, err := r.load(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.After(time.Minute)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for cut := false; !cut; {
+		select {
+		case <-deadline:
+			t.Fatal("the log was never cut")
+		case <-tick.C:
+			_, err := os.Stat(r.spec.LogPath + ".1")
+			cut = err == nil
+		}
+	}
+	if err := in.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{r.spec.LogPath, r.spec.LogPath + ".1"} {
+		if fi, err := os.Stat(name); err != nil || fi.Size() > process.DefaultMaxLog {
+			t.Errorf("%s: %v, %v", name, fi, err)
+		}
+	}
+}
