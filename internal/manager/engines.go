@@ -12,8 +12,8 @@ import (
 
 // Installer is a loader whose engine this program can install by itself.
 type Installer interface {
-	// Install makes the engine usable. It is resumable and leaves either a working engine or none.
-	Install(ctx context.Context, report func(registry.Progress)) error
+	// Install makes the engine usable, below dir. It is resumable and leaves either a working engine or none.
+	Install(ctx context.Context, dir string, report func(registry.Progress)) error
 }
 
 // chosenEngine is the answer to "which engine runs this model, and why".
@@ -119,7 +119,7 @@ func (m *Manager) InstallEngine(ctx context.Context, name, actor string) (regist
 		if !ok {
 			return registry.Operation{}, registry.Errorf(registry.CodeUnsupported, "%s cannot be installed from here. %s", info.Title, info.HowToGet)
 		}
-		t := m.newOperation(registry.OperationInstall, name, actor, "asked for", []registry.StageName{registry.StageResolve, registry.StageFetch, registry.StageEngine, registry.StageVerify})
+		t := m.newOperation(registry.OperationInstall, name, actor, "asked for", []registry.StageName{registry.StageFetch, registry.StageVerify, registry.StageEngine, registry.StageReady})
 		run, cancel := context.WithCancel(m.ctx)
 		got, loaded := m.installs.LoadOrStore(name, &install{t, cancel})
 		if loaded {
@@ -135,7 +135,7 @@ func (m *Manager) InstallEngine(ctx context.Context, name, actor string) (regist
 		}
 		m.goWork(func() {
 			defer cancel()
-			err := ins.Install(run, t.report)
+			err := ins.Install(run, m.EngineDir, t.report)
 			m.installs.Delete(name)
 			if run.Err() != nil {
 				err = context.Canceled

@@ -439,6 +439,9 @@ func (m *Manager) measure(ctx context.Context, h registry.Handle, plan registry.
 			pids = []int{h.PID}
 		}
 		for gpu, n := range hw.ProcessTreeGPU(sample, pids) {
+			if n < 0 {
+				continue // the driver does not say
+			}
 			mem.MeasuredGPU += n
 			m.ledger.update(h.InstanceID, func(r *registry.Reservation) {
 				if r.Device == gpuName(gpu) {

@@ -36,8 +36,10 @@ type Options struct {
 	Sources  []sources.Source
 	Manifest *manifest.File // nil: the server was started without a models file
 	DataDir  string         // logs and instance folders are kept below it
-	Logger   *slog.Logger
-	Now      func() time.Time
+	// EngineDir is where engines are installed; "" means that none can be.
+	EngineDir string
+	Logger    *slog.Logger
+	Now       func() time.Time
 
 	MaxStarts    int           // engines starting at once; default 4
 	DrainTimeout time.Duration // how long requests may finish before an unload; default 30 s

@@ -246,7 +246,7 @@ func onGPUs(s registry.Sample, device string, pids []int) int64 {
 	var sum int64
 	got := hw.ProcessTreeGPU(s, pids)
 	for _, i := range gpusOf(device) {
-		sum += got[i]
+		sum += max(0, got[i]) // -1: the driver does not say
 	}
 	return sum
 }

@@ -1,0 +1,173 @@
+// Package cli is the llmm command: serve runs the server; the other commands are clients of its API, so whatever the
+// console does a script can do.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+	"go.yaml.in/yaml/v4"
+
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+)
+
+// Version is set by the linker.
+var Version = "dev"
+
+// commands is the whole command line.
+type commands struct {
+	Config  kong.ConfigFlag  `help:"A YAML file with flags: listen: 0.0.0.0:8080" placeholder:"FILE" env:"LLMM_CONFIG"`
+	Version kong.VersionFlag `help:"Show the version."`
+
+	Serve serveCmd `cmd:"" help:"Run the server and its console."`
+
+	Ls       lsCmd       `cmd:"" help:"List the models."`
+	Show     showCmd     `cmd:"" help:"Show a model's configuration and state."`
+	Register registerCmd `cmd:"" help:"Register a model, or change it."`
+	Rm       rmCmd       `cmd:"" help:"Delete a model from the registry. Its files stay."`
+	Plan     planCmd     `cmd:"" help:"Say what would happen if a model were loaded now."`
+	Load     loadCmd     `cmd:"" help:"Load a model and watch it load."`
+	Unload   unloadCmd   `cmd:"" help:"Unload a model and give its memory back."`
+	Instance instanceCmd `cmd:"" help:"Show the loaded instance of a model, loading it if need be."`
+	Ps       psCmd       `cmd:"" help:"List what is loaded and who holds the memory."`
+	Ops      opsCmd      `cmd:"" help:"List operations, newest first."`
+	Logs     logsCmd     `cmd:"" help:"Show the end of a model's engine log."`
+	Events   eventsCmd   `cmd:"" help:"Follow what happens, a JSON object a line."`
+	Import   importCmd   `cmd:"" help:"Import a YAML file of models."`
+	Export   exportCmd   `cmd:"" help:"Write the models as YAML."`
+	Engine   engineCmd   `cmd:"" help:"Engines: list those that are here, install one."`
+	Token    tokenCmd    `cmd:"" help:"API tokens of your account."`
+}
+
+// env is what commands run in.
+type env struct {
+	ctx    context.Context
+	stdin  io.Reader
+	stdout io.Writer
+	stderr io.Writer
+}
+
+// remote is how the client commands find the server.
+type remote struct {
+	Server string `help:"The server's address." default:"http://127.0.0.1:8080" env:"LLMM_SERVER" placeholder:"URL"`
+	Token  string `help:"An API token. Make one in the console under Account." env:"LLMM_TOKEN,LLMM_ADMIN_TOKEN" placeholder:"TOKEN"`
+	JSON   bool   `help:"Write the API's answer as it is." name:"json"`
+}
+
+// Run runs one command line and returns the exit status: 0 done, 1 it failed, 2 the command line is wrong.
+func Run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var cmd commands
+	code := -1
+	parser, err := kong.New(&cmd, kong.Name("llmm"),
+		kong.Description("One place to register, load, watch and use models on shared GPU machines."),
+		kong.Vars{"version": Version, "data_dir": defaultDataDir()}, kong.Configuration(yamlConfig), kong.DefaultEnvars("LLMM"),
+		kong.Writers(stdout, stderr), kong.Exit(func(c int) { code = c; panic(exited{}) }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}), kong.UsageOnError())
+	if err != nil {
+		fmt.Fprintln(stderr, "llmm:", err)
+		return 2
+	}
+	kctx, err := parse(parser, args)
+	if code >= 0 {
+		return code
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, "llmm:", err)
+		return 2
+	}
+	kctx.Bind(&env{ctx: ctx, stdin: stdin, stdout: stdout, stderr: stderr})
+	if err := kctx.Run(); err != nil {
+		if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+			return 130
+		}
+		fmt.Fprintln(stderr, "llmm: "+describe(err))
+		return 1
+	}
+	return 0
+}
+
+// exited unwinds kong's own exit, which --help and --version end with.
+type exited struct{}
+
+func parse(p *kong.Kong, args []string) (ctx *kong.Context, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			if _, ok := r.(exited); !ok {
+				panic(r)
+			}
+		}
+	}()
+	return p.Parse(args)
+}
+
+func describe(err error) string {
+	var e *registry.Error
+	if !errors.As(err, &e) {
+		return err.Error()
+	}
+	var b strings.Builder
+	b.WriteString(e.Error())
+	if f := e.Failure; f != nil {
+		if f.Hint != "" && !strings.Contains(e.Error(), f.Hint) {
+			b.WriteString("\n  " + f.Hint)
+		}
+		for _, l := range f.LogTail {
+			b.WriteString("\n  | " + l)
+		}
+	}
+	if s := e.Shortage; s != nil {
+		for _, h := range s.Holders {
+			who := h.ModelID
+			if who == "" {
+				who = "not ours"
+				if h.PID > 0 {
+					who = fmt.Sprintf("not ours (pid %d)", h.PID)
+				}
+			}
+			note := ""
+			if h.Evictable {
+				note = ", idle: could be evicted (--evict)"
+			}
+			fmt.Fprintf(&b, "\n  %s holds %s%s", who, bytes(h.Bytes), note)
+		}
+	}
+	return b.String()
+}
+
+// yamlConfig lets a YAML file give flags by their names.
+func yamlConfig(r io.Reader) (kong.Resolver, error) {
+	values := map[string]any{}
+	if err := yaml.NewDecoder(r).Decode(&values); err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read the configuration file: %w", err)
+	}
+	return kong.ResolverFunc(func(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
+		if v, ok := values[flag.Name]; ok {
+			return v, nil
+		}
+		return values[strings.ReplaceAll(flag.Name, "-", "_")], nil
+	}), nil
+}
+
+func defaultDataDir() string {
+	if d := os.Getenv("XDG_DATA_HOME"); d != "" {
+		return filepath.Join(d, "llmm")
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "llmm-data"
+	}
+	return filepath.Join(home, ".local", "share", "llmm")
+}
+
+func modelPath(id string) string { return "/api/v1/models/" + url.PathEscape(id) }
