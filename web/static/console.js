@@ -78,6 +78,8 @@ document.addEventListener("keydown", (e) => {
 });
 
 function jumpKeys(e) {
+  // By itself, Escape would empty the box first and close it at the second press.
+  if (e.key === "Escape") { e.preventDefault(); $("#jump").close(); return; }
   const hits = $$("#jump .hits a");
   const at = hits.findIndex((a) => a.classList.contains("at"));
   const mark = (i) => { hits.forEach((a, n) => a.classList.toggle("at", n === i)); hits[i]?.scrollIntoView({ block: "nearest" }); };

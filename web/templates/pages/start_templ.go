@@ -291,7 +291,7 @@ func Overview(v view.Overview) templ.Component {
 			if templ_7745c5c3_Err != nil {
 				return templ_7745c5c3_Err
 			}
-			if v.Can.Register {
+			if v.Can.Register && v.Total > 0 {
 				templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 17, "<div class=\"actions\"><a class=\"btn primary\" href=\"/models/new\">Register a model</a></div>")
 				if templ_7745c5c3_Err != nil {
 					return templ_7745c5c3_Err

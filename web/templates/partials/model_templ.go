@@ -315,7 +315,7 @@ func ModelNow(p view.ModelPage) templ.Component {
 				return templ_7745c5c3_Err
 			}
 		case p.Status == registry.StatusFailed && p.Runtime.Failure != nil:
-			templ_7745c5c3_Err = components.Problem(registry.Problem{Msg: "It could not be loaded: " + view.FailureWord(p.Runtime.Failure.Kind) + ".", Failure: p.Runtime.Failure}).Render(ctx, templ_7745c5c3_Buffer)
+			templ_7745c5c3_Err = components.Problem(registry.Problem{Msg: view.FailureTitle(*p.Runtime.Failure), Failure: p.Runtime.Failure}).Render(ctx, templ_7745c5c3_Buffer)
 			if templ_7745c5c3_Err != nil {
 				return templ_7745c5c3_Err
 			}
@@ -875,7 +875,7 @@ func PlanBox(plan registry.Plan) templ.Component {
 				}
 			}
 			if plan.Shortage != nil {
-				templ_7745c5c3_Err = components.Shortage(*plan.Shortage).Render(ctx, templ_7745c5c3_Buffer)
+				templ_7745c5c3_Err = components.Holders(*plan.Shortage).Render(ctx, templ_7745c5c3_Buffer)
 				if templ_7745c5c3_Err != nil {
 					return templ_7745c5c3_Err
 				}

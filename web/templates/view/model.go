@@ -354,6 +354,31 @@ func HolderNote(h registry.Holder) string {
 	return s
 }
 
+// HolderSays says what a holder holds and whether it could leave.
+func HolderSays(h registry.Holder) string {
+	s := "holds "
+	if h.Promised {
+		s = "is promised "
+	}
+	s += Bytes(h.Bytes)
+	switch {
+	case h.ModelID == "":
+	case h.Evictable:
+		s += ", idle, could leave"
+	default:
+		s += ", cannot be evicted"
+	}
+	return s
+}
+
+// FailureTitle is the first sentence about a failed load.
+func FailureTitle(f registry.Failure) string {
+	if w := FailureWord(f.Kind); w != "" {
+		return "It could not be loaded: " + w + "."
+	}
+	return "It could not be loaded."
+}
+
 // LogTitle stands above the log's tail of a failure.
 func LogTitle(f registry.Failure) string {
 	s := "The engine's last lines"
