@@ -210,7 +210,7 @@ func (v *version) with(changes []change) *version {
 			mine = changes[:sort.Search(len(changes), func(i int) bool { return changes[i].key >= limit })]
 		}
 		changes = changes[len(mine):]
-		if len(mine) == 1 && mine[0].kind == changeStatus {
+		if b.len() > 0 && len(mine) == 1 && mine[0].kind == changeStatus {
 			next.blocks = append(next.blocks, b.withStatus(mine[0]))
 		} else {
 			next.rebuild(b, mine)

@@ -1,0 +1,140 @@
+package store
+
+import (
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+)
+
+// TestIndexAgainstMap makes random changes, few and many at a time, to the index and to a map. Blocks stay sorted,
+// neither empty nor too large, and older versions stay as they were.
+func TestIndexAgainstMap(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		v, want := &version{}, map[string]change{}
+		for range rapid.IntRange(1, 12).Draw(t, "batches") {
+			old, oldKeys := v, slices.Sorted(maps.Keys(want))
+			var batch []change
+			for range rapid.SampledFrom([]int{1, 2, 30, 300}).Draw(t, "changes") {
+				c := change{key: fmt.Sprintf("k%03d", rapid.IntRange(0, 400).Draw(t, "key")), kind: rapid.SampledFrom([]changeKind{changePut, changePut, changeDelete, changeStatus}).Draw(t, "kind"),
+					team: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "team"), source: 1, status: rapid.Uint8Range(1, 3).Draw(t, "status")}
+				c.text = searchText(c.key, rapid.SampledFrom([]string{"", "red", "blue"}).Draw(t, "description"), nil, c.key)
+				batch = append(batch, c)
+				was, there := want[c.key]
+				switch {
+				case c.kind == changePut:
+					want[c.key] = c
+				case c.kind == changeDelete:
+					delete(want, c.key)
+				case there:
+					was.status = c.status
+					want[c.key] = was
+				}
+			}
+			v = v.with(batch)
+			checkVersion(t, v)
+			if keys, _, total := old.search(ListQuery{Limit: MaxLimit}); total != len(oldKeys) || !slices.Equal(keys, oldKeys) {
+				t.Fatalf("an older version changed")
+			}
+			for _, q := range []ListQuery{{}, {Q: "red"}, {Q: "k1 blue", Team: "b"}, {Status: registry.Statuses[1]}, {After: "k200", Teams: []string{"a", "c"}}, {After: "k2005", Q: "e"}} {
+				q.Limit = rapid.IntRange(1, 50).Draw(t, "limit")
+				var match, expect []string
+				for _, k := range slices.Sorted(maps.Keys(want)) {
+					c := want[k]
+					ok := (q.Team == "" || q.Team == c.team) && (q.Teams == nil || slices.Contains(q.Teams, c.team)) && (q.Status == "" || statusNumber(q.Status) == c.status)
+					for w := range strings.FieldsSeq(q.Q) {
+						ok = ok && strings.Contains(string(c.text), w)
+					}
+					if ok {
+						match = append(match, k)
+						if k > q.After {
+							expect = append(expect, k)
+						}
+					}
+				}
+				keys, more, total := v.search(q)
+				if diff := cmp.Diff(expect[:min(len(expect), q.Limit)], append(expect[:0:0], keys...)); diff != "" || more != (len(expect) > q.Limit) || total != len(match) {
+					t.Fatalf("%+v: more %v, total %d of %d (-want +got):\n%s", q, more, total, len(match), diff)
+				}
+			}
+		}
+	})
+}
+
+func checkVersion(t *rapid.T, v *version) {
+	count, last := 0, ""
+	for _, b := range v.blocks {
+		if b.len() == 0 || b.len() > blockSize || len(b.start) != b.len()+1 || int(b.start[b.len()]) != len(b.text) {
+			t.Fatalf("a block of %d models", b.len())
+		}
+		for i := range b.len() {
+			if k := string(b.key(i)); k <= last {
+				t.Fatalf("%q after %q", k, last)
+			} else {
+				last = k
+			}
+		}
+		count += b.len()
+	}
+	if count != v.count {
+		t.Fatalf("%d models, counted %d", count, v.count)
+	}
+}
+
+// TestIndexWhileBuilding changes models from the moment the store is open, while the index is still being built, and
+// finds every change in it.
+func TestIndexWhileBuilding(t *testing.T) {
+	ctx, path := t.Context(), filepath.Join(t.TempDir(), "registry.db")
+	var ms []registry.Model
+	for i := range 5000 {
+		ms = append(ms, registry.Model{ModelID: fmt.Sprintf("m-%04d", i), SourceType: registry.SourceLocal, Description: "before"})
+	}
+	s, err := Open(ctx, Options{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, _, err := s.PutModels(ctx, ms, PutOptions{Persist: true}); err != nil {
+		t.Fatal(err)
+	}
+	met := false // at least once a change was made before the index was there
+	for round := range 20 {
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if s, err = Open(ctx, Options{Path: path}); err != nil {
+			t.Fatal(err)
+		}
+		id, gone := fmt.Sprintf("m-%04d", round*100), fmt.Sprintf("m-%04d", round*100+1)
+		if err := s.DeleteModel(ctx, gone, 0, false); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.PutRuntime(ctx, registry.Runtime{ModelID: id, State: registry.RuntimeReady}); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := s.PutModel(ctx, registry.Model{ModelID: id, SourceType: registry.SourceLocal, Description: "after"}, PutOptions{Persist: true}); err != nil {
+			t.Fatal(err)
+		}
+		met = met || s.index.current() == nil
+		for _, c := range []struct {
+			q    ListQuery
+			want int
+		}{{ListQuery{Status: registry.StatusReady}, round + 1}, {ListQuery{Q: "after"}, round + 1}, {ListQuery{Q: gone}, 0}, {ListQuery{Q: "before"}, 5000 - 2*(round+1)}} {
+			if page, err := s.ListModels(ctx, c.q); err != nil || page.Total != c.want {
+				t.Fatalf("round %d, %+v: %d models, want %d, %v", round, c.q, page.Total, c.want, err)
+			}
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !met {
+		t.Error("the index was always built before the first change: the test says nothing")
+	}
+}
