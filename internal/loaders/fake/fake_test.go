@@ -83,7 +83,7 @@ type run struct {
 	reports chan registry.Progress
 }
 
-const tag = "faketest"
+var tag = fmt.Sprintf("faketest-%d", os.Getpid())
 
 func newRun(t *testing.T, params map[string]any) *run {
 	t.Helper()

@@ -41,10 +41,13 @@ var cmakeFlags = []string{
 // dir/build/install.log. Errors are CodeUnavailable (a tool is missing: names the Debian packages; or the download
 // failed), CodeConflict (another install runs) or CodeInternal (the build failed).
 func (l *Loader) Install(ctx context.Context, dir string, report func(registry.Progress)) error {
-	in := &installer{dir: dir, work: filepath.Join(dir, "build"), tag: l.o.TagPrefix + "/install-llamacpp", report: report, sha256: sdistSHA256}
-	if l.o.TagPrefix == "" {
-		in.tag = "llmm-install/llamacpp"
+	prefix := l.o.TagPrefix
+	if prefix == "" {
+		prefix = "llmm-install"
 	}
+	// The tag is this install's alone: ending a tool ends all that carries its tag.
+	tag := fmt.Sprintf("%s/install-%s-%d-%d", prefix, Name, os.Getpid(), time.Now().UnixNano())
+	in := &installer{dir: dir, work: filepath.Join(dir, "build"), tag: tag, report: report, sha256: sdistSHA256}
 	return in.run(ctx)
 }
 
@@ -377,7 +380,11 @@ func (in *installer) tool(ctx context.Context, dir string, argv []string, line f
 		case <-p.Done():
 			read()
 			if exit := p.Exit(); exit.Signal != 0 || exit.Code != 0 {
-				return &toolError{tool: filepath.Base(path), last: lastWords(p.Tail(60)), log: log}
+				last := lastWords(p.Tail(60))
+				if exit.Signal != 0 {
+					last = fmt.Sprintf("%s was ended by a signal (%v), perhaps because memory ran out; before that it said: %s", filepath.Base(path), exit.Signal, last)
+				}
+				return &toolError{tool: filepath.Base(path), last: last, log: log}
 			}
 			return nil
 		case <-tick.C:

@@ -3,6 +3,7 @@ package llamacpp_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -67,7 +68,7 @@ func tools(t *testing.T, without ...string) string {
 	return calls
 }
 
-const installTag = "installtest"
+var installTag = fmt.Sprintf("installtest-%d", os.Getpid())
 
 func install(ctx context.Context, dir string, report func(registry.Progress)) error {
 	return llamacpp.New(llamacpp.Options{TagPrefix: installTag}).Install(ctx, dir, report)

@@ -123,7 +123,7 @@ func TestConformanceOfEmbeddings(t *testing.T) {
 func load(t *testing.T, s loaders.LoadSpec) (loaders.Instance, error) {
 	t.Helper()
 	server, _ := engine(t)
-	const tag = "llamacpptest"
+	tag := fmt.Sprintf("llamacpptest-%d", os.Getpid())
 	s.Dir = t.TempDir()
 	s.LogPath, s.InstanceID = filepath.Join(s.Dir, "log"), strings.ReplaceAll(t.Name(), "/", "-")
 	s.Model = s.Model.WithDefaults()

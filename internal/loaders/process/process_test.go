@@ -23,7 +23,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const tag = "processtest"
+// tag is this run's alone: a run beside it would end its processes otherwise.
+var tag = fmt.Sprintf("processtest-%d", os.Getpid())
 
 // patience is how long a check waits for something that happens in milliseconds.
 const patience = 30 * time.Second
@@ -225,7 +226,7 @@ func TestFindAndKillTagged(t *testing.T) {
 	if len(found) != 3 {
 		t.Fatalf("found %d processes, want 3: %v", len(found), found)
 	}
-	if others, err := process.FindTagged("processtes"); err != nil || len(others) > 0 {
+	if others, err := process.FindTagged(tag[:len(tag)-1]); err != nil || len(others) > 0 {
 		t.Errorf("another installation's prefix finds %v, %v", others, err)
 	}
 	if _, err := process.FindTagged(""); err == nil {
