@@ -220,9 +220,21 @@ func (w *loadWork) run(ctx context.Context) {
 		w.a.post(func() { w.a.refused(gen, no.error) })
 	default:
 		w.release()
+		err := asLoadingError(err)
 		w.a.post(func() { w.a.failed(gen, err) })
 	}
 	_ = os.RemoveAll(filepath.Join(w.m.runDir(), w.instance)) // an empty folder, or what the engine left in it
+}
+
+// asLoadingError keeps "the files are not there" from reading as "there is no such model": to who asked for a load,
+// both would be not_found.
+func asLoadingError(err error) error {
+	if registry.CodeOf(err) != registry.CodeNotFound {
+		return err
+	}
+	e := *registry.AsError(err)
+	e.Code, e.Failure = registry.CodeLoadingFailed, failureOf(err)
+	return &e
 }
 
 // release gives the reservation back. After an admitted start that was cancelled the actor does it, once it knows that

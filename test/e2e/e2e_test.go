@@ -1,0 +1,511 @@
+// Package e2e walks the whole path with the real program, the real engine and real weights: nothing here is faked.
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const token = "e2e-token-of-the-admin-0123456789"
+
+// program is bin/llmm, built once for all tests.
+var program string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "llmm-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	program = filepath.Join(dir, "llmm")
+	build := exec.Command("go", "build", "-o", program, "../..")
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build llmm: %v\n%s", err, out)
+		os.Exit(1)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// weights is the sample model that scripts/setup fetched.
+func weights(t *testing.T) string {
+	t.Helper()
+	if p := os.Getenv("LLMM_TEST_GGUF"); p != "" {
+		return p
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := filepath.Join(cache, "llmm", "models", "SmolLM2-135M-Instruct.Q4_1.gguf")
+	if _, err := os.Stat(p); err != nil {
+		t.Fatalf("the sample model is missing (%v); run scripts/setup", err)
+	}
+	return p
+}
+
+// server is a running llmm serve.
+type server struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	url  string
+	data string
+	yaml string
+	done chan struct{}
+}
+
+var listening = regexp.MustCompile(`msg="LLMModelManager is ready" address=(http://\S+)`)
+
+// start starts the program on a data folder and waits until it says that it is ready.
+func start(t *testing.T, data, yaml string) *server {
+	t.Helper()
+	s := &server{t: t, data: data, yaml: yaml, done: make(chan struct{})}
+	s.cmd = exec.Command(program, "serve", "--listen", "127.0.0.1:0", "--data-dir", data, "--models", yaml)
+	s.cmd.Env = append(os.Environ(), "LLMM_ADMIN_PASSWORD=correct horse battery", "LLMM_ADMIN_TOKEN="+token)
+	if p := os.Getenv("LLMM_TEST_LLAMA_SERVER"); p != "" {
+		s.cmd.Env = append(s.cmd.Env, "LLMM_LLAMA_SERVER="+p)
+	}
+	logs, err := s.cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	found := make(chan string, 1)
+	go func() {
+		defer close(s.done)
+		sc := bufio.NewScanner(logs)
+		sc.Buffer(nil, 1<<20)
+		for sc.Scan() {
+			t.Log(sc.Text())
+			if m := listening.FindStringSubmatch(sc.Text()); m != nil {
+				found <- m[1]
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		if s.cmd.ProcessState == nil {
+			s.stop(syscall.SIGTERM)
+		}
+	})
+	select {
+	case s.url = <-found:
+	case <-s.done:
+		t.Fatalf("the server ended before it was ready: %v", s.cmd.Wait())
+	}
+	return s
+}
+
+// stop sends a signal and waits for the end.
+func (s *server) stop(sig syscall.Signal) {
+	s.t.Helper()
+	if err := s.cmd.Process.Signal(sig); err != nil {
+		s.t.Fatal(err)
+	}
+	<-s.done
+	err := s.cmd.Wait()
+	if sig == syscall.SIGTERM && err != nil {
+		s.t.Errorf("the server did not end cleanly: %v", err)
+	}
+}
+
+// call asks the API and decodes the answer; it fails on another status.
+func (s *server) call(method, path string, body any, want int, out any) {
+	s.t.Helper()
+	var r io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		r = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(s.t.Context(), method, s.url+path, r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if resp.StatusCode != want {
+		s.t.Fatalf("%s %s: %s, want %d\n%s", method, path, resp.Status, want, raw)
+	}
+	if out != nil {
+		if err := json.Unmarshal(raw, out); err != nil {
+			s.t.Fatalf("%s %s: %v\n%s", method, path, err, raw)
+		}
+	}
+}
+
+// cli runs the program as a client.
+func (s *server) cli(args ...string) string {
+	s.t.Helper()
+	cmd := exec.CommandContext(s.t.Context(), program, args...)
+	cmd.Env = append(os.Environ(), "LLMM_SERVER="+s.url, "LLMM_TOKEN="+token)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("llmm %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	s.t.Logf("$ llmm %s\n%s", strings.Join(args, " "), out)
+	return string(out)
+}
+
+type model struct {
+	ModelID      string `json:"model_id"`
+	SourceType   string `json:"source_type"`
+	Status       string `json:"status"`
+	Device       string `json:"device"`
+	LoadedEngine string `json:"loaded_engine"`
+}
+
+// setUp is a models file as a newcomer has it after make run, and a server on it.
+func setUp(t *testing.T) *server {
+	t.Helper()
+	dir := t.TempDir()
+	b, err := os.ReadFile("../../models.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	yaml := filepath.Join(dir, "models.yaml")
+	if err := os.WriteFile(yaml, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return start(t, filepath.Join(dir, "data"), yaml)
+}
+
+func (s *server) registerSample(id string, more map[string]any) {
+	s.t.Helper()
+	m := map[string]any{"model_id": id, "source_type": "local", "source_path": weights(s.t), "model_format": "gguf", "device_preference": "cpu", "context_length": 2048}
+	for k, v := range more {
+		m[k] = v
+	}
+	s.call("POST", "/api/v1/models", m, http.StatusCreated, nil)
+}
+
+func path(id string) string { return "/api/v1/models/" + url.PathEscape(id) }
+
+func TestNewcomer(t *testing.T) {
+	s := setUp(t)
+	const id = "team-a/smollm2-135m" // with a slash: one path segment
+
+	var list struct{ Models []model }
+	s.call("GET", "/api/v1/models", nil, 200, &list)
+	if len(list.Models) != 2 || list.Models[0].ModelID != "local-custom-model" || list.Models[1].ModelID != "tiny-bert" || list.Models[1].Status != "not_loaded" {
+		t.Fatalf("the guide's two models should have been imported, got %+v", list.Models)
+	}
+
+	s.registerSample(id, nil)
+	file, err := os.ReadFile(s.yaml)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(file, []byte(id)) || !bytes.Contains(file, []byte("# If your local model has custom code")) {
+		t.Errorf("the models file should have the new model and its old comments:\n%s", file)
+	}
+	if out := s.cli("plan", id); !strings.Contains(out, "Fits in main memory") || !strings.Contains(out, "gguf header") {
+		t.Errorf("plan says %q", out)
+	}
+
+	stages := s.watchStages(id)
+	if out := s.cli("load", id); !strings.Contains(out, "Ready on main memory") {
+		t.Errorf("load says %q", out)
+	}
+	seen := stages()
+	for _, want := range []string{"verify", "engine", "weights", "warmup"} {
+		if !strings.Contains(seen, want) {
+			t.Errorf("the events should have told stage %s; they told %s", want, seen)
+		}
+	}
+	var m model
+	s.call("GET", path(id), nil, 200, &m)
+	if m.Status != "ready" || m.Device != "cpu" || m.LoadedEngine != "llamacpp" {
+		t.Errorf("after the load: %+v", m)
+	}
+	var inst struct {
+		Config   map[string]any
+		Engine   string
+		Device   string
+		Endpoint struct {
+			BaseURL string `json:"base_url"`
+		}
+		Memory struct {
+			Measured  int64 `json:"measured_ram"`
+			Predicted int64 `json:"predicted_ram"`
+		}
+	}
+	s.call("POST", path(id)+"/instance", nil, 200, &inst)
+	if inst.Engine != "llamacpp" || inst.Config["model_id"] != id || inst.Memory.Measured == 0 || inst.Memory.Predicted == 0 {
+		t.Errorf("instance: %+v", inst)
+	}
+	t.Logf("predicted %d MB, measured %d MB", inst.Memory.Predicted/1e6, inst.Memory.Measured/1e6)
+
+	s.chat(id)
+	s.stream(id)
+
+	var got struct {
+		Unloaded  bool
+		Operation struct {
+			Outcome  string
+			Released struct {
+				Measured int64
+				Verified bool
+			}
+		}
+	}
+	s.call("POST", path(id)+"/unload?wait=60s", nil, 200, &got)
+	if !got.Unloaded || !got.Operation.Released.Verified || got.Operation.Released.Measured == 0 {
+		t.Errorf("unload: %+v", got)
+	}
+	s.call("POST", path(id)+"/unload?wait=60s", nil, 200, &got)
+	if got.Unloaded {
+		t.Error("a second unload should say false")
+	}
+	s.noEngines()
+
+	s.chat(id) // not loaded: a request loads it on demand
+	s.call("POST", path(id)+"/load?wait=60s", map[string]any{"force_reload": true}, 200, nil)
+	s.chat(id)
+}
+
+// watchStages follows the event stream; the returned func says which stages were told.
+func (s *server) watchStages(id string) func() string {
+	ctx, cancel := context.WithCancel(s.t.Context())
+	req, err := http.NewRequestWithContext(ctx, "GET", s.url+"/api/v1/events?kinds=operation&models="+url.QueryEscape(id), nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ended := make(chan string, 1)
+	go func() {
+		defer resp.Body.Close()
+		var names []string
+		sc := bufio.NewScanner(resp.Body)
+		sc.Buffer(nil, 1<<20)
+		for sc.Scan() {
+			data, ok := strings.CutPrefix(sc.Text(), "data: ")
+			if !ok {
+				continue
+			}
+			var e struct {
+				Body struct {
+					State  string
+					Stages []struct{ Name, State string }
+				}
+			}
+			if json.Unmarshal([]byte(data), &e) != nil {
+				continue
+			}
+			for _, st := range e.Body.Stages {
+				if st.State == "running" || st.State == "done" {
+					names = append(names, st.Name)
+				}
+			}
+			if e.Body.State == "succeeded" || e.Body.State == "failed" {
+				break
+			}
+		}
+		ended <- strings.Join(names, " ")
+	}()
+	return func() string { defer cancel(); return <-ended }
+}
+
+func (s *server) chat(id string) {
+	s.t.Helper()
+	var got struct {
+		Choices []struct{ Message struct{ Content string } }
+		Usage   struct {
+			Tokens int `json:"completion_tokens"`
+		}
+	}
+	s.call("POST", "/v1/chat/completions", map[string]any{"model": id, "temperature": 0, "max_tokens": 24,
+		"messages": []map[string]string{{"role": "user", "content": "What is the capital of France? Answer in one word."}}}, 200, &got)
+	if len(got.Choices) != 1 || !strings.Contains(got.Choices[0].Message.Content, "Paris") {
+		s.t.Errorf("the model should know that it is Paris, it says %+v", got)
+	}
+}
+
+func (s *server) stream(id string) {
+	s.t.Helper()
+	body := fmt.Sprintf(`{"model":%q,"stream":true,"max_tokens":24,"messages":[{"role":"user","content":"Count from one to five."}]}`, id)
+	req, err := http.NewRequestWithContext(s.t.Context(), "POST", s.url+"/v1/chat/completions", strings.NewReader(body))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	chunks, done := 0, false
+	for sc := bufio.NewScanner(resp.Body); sc.Scan(); {
+		switch line := sc.Text(); {
+		case line == "data: [DONE]":
+			done = true
+		case strings.HasPrefix(line, "data: "):
+			chunks++
+		}
+	}
+	if chunks < 5 || !done {
+		s.t.Errorf("a stream of %d chunks, done %v", chunks, done)
+	}
+}
+
+// noEngines fails if a process of this test's own servers is left: engines carry their installation in a tag.
+func (s *server) noEngines() {
+	s.t.Helper()
+	if left := engines(s.t, s.data); len(left) > 0 {
+		s.t.Errorf("engines left behind: %v", left)
+	}
+}
+
+// engines lists the processes whose log lies in the data folder.
+func engines(t *testing.T, data string) []string {
+	t.Helper()
+	var out []string
+	links, err := filepath.Glob("/proc/[0-9]*/fd/1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		if to, err := os.Readlink(l); err == nil && strings.HasPrefix(to, filepath.Join(data, "logs")) {
+			out = append(out, strings.Split(l, "/")[2])
+		}
+	}
+	return out
+}
+
+func TestEmbeddings(t *testing.T) {
+	s := setUp(t)
+	s.registerSample("embedder", map[string]any{"custom_loader_params": map[string]any{"embeddings": true, "pooling": "mean"}})
+	var got struct {
+		Data []struct{ Embedding []float64 }
+	}
+	s.call("POST", "/v1/embeddings", map[string]any{"model": "embedder", "input": []string{"a cat", "a dog"}}, 200, &got)
+	if len(got.Data) != 2 || len(got.Data[0].Embedding) < 100 {
+		t.Errorf("two embeddings should have come back, got %d", len(got.Data))
+	}
+	// A chat request at an embedding model is a clear 400.
+	s.call("POST", "/v1/chat/completions", map[string]any{"model": "embedder", "messages": []any{}}, 400, nil)
+}
+
+// The server is killed with kill -9 while a model is loaded; the next one finds the engine running and goes on with it.
+func TestServerKilled(t *testing.T) {
+	s := setUp(t)
+	s.registerSample("survivor", nil)
+	s.call("POST", path("survivor")+"/load?wait=60s", nil, 200, nil)
+	before := engines(t, s.data)
+	if len(before) != 1 {
+		t.Fatalf("one engine should run, there are %v", before)
+	}
+	s.stop(syscall.SIGKILL)
+	s = start(t, s.data, s.yaml)
+	if after := engines(t, s.data); len(after) != 1 || after[0] != before[0] {
+		t.Fatalf("engine %v should have lived on, there are %v", before, after)
+	}
+	var m model
+	s.call("GET", path("survivor"), nil, 200, &m)
+	if m.Status != "ready" {
+		t.Errorf("the model should be ready again, it is %s", m.Status)
+	}
+	s.chat("survivor")
+	s.stop(syscall.SIGTERM)
+	s.noEngines()
+}
+
+func TestRefusals(t *testing.T) {
+	s := setUp(t)
+	var p struct {
+		Code    string
+		Detail  string
+		Needed  int64
+		Free    int64
+		Device  string
+		Holders []any
+		Failure struct{ Kind string }
+	}
+	s.registerSample("too-big", map[string]any{"required_ram_mb": 16_000_000})
+	s.call("POST", path("too-big")+"/load?wait=60s", nil, 409, &p)
+	if p.Code != "insufficient_resources" || p.Needed != 16_000_000<<20 || p.Device != "cpu" || p.Free == 0 {
+		t.Errorf("%+v", p)
+	}
+	s.registerSample("no-gpu", map[string]any{"device_preference": "cuda"})
+	var res struct{ GPUs []any }
+	s.call("GET", "/api/v1/resources", nil, 200, &res)
+	if len(res.GPUs) == 0 {
+		s.call("POST", path("no-gpu")+"/load?wait=60s", nil, 409, &p)
+		if p.Code != "insufficient_resources" || !strings.Contains(p.Detail, "no GPU") {
+			t.Errorf("%+v", p)
+		}
+	}
+	missing := filepath.Join(t.TempDir(), "nothing.gguf")
+	s.registerSample("missing", map[string]any{"source_path": missing})
+	s.call("POST", path("missing")+"/load?wait=60s", nil, 502, &p)
+	if !strings.Contains(p.Detail, missing) || p.Failure.Kind != "missing_file" {
+		t.Errorf("the error should name the file: %+v", p)
+	}
+	half := filepath.Join(t.TempDir(), "half.gguf")
+	b, err := os.ReadFile(weights(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(half, b[:len(b)/2], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.registerSample("half", map[string]any{"source_path": half})
+	s.call("POST", path("half")+"/load?wait=60s", nil, 502, &p)
+	if p.Failure.Kind != "corrupt_file" {
+		t.Errorf("half a file should be diagnosed as corrupt: %+v", p)
+	}
+	s.noEngines()
+}
+
+// Two hundred loads asked at once never block the API.
+func TestManyLoadsAtOnce(t *testing.T) {
+	s := setUp(t)
+	const n = 200
+	for i := range n {
+		s.registerSample(fmt.Sprintf("m%03d", i), map[string]any{"required_ram_mb": 1_000_000})
+	}
+	began := time.Now()
+	var ops [n]struct{ ID, State string }
+	for i := range n {
+		s.call("POST", path(fmt.Sprintf("m%03d", i))+"/load", nil, 202, &ops[i])
+		s.call("GET", "/readyz", nil, 200, nil)
+	}
+	t.Logf("%d loads were taken in %v", n, time.Since(began))
+	for i := range n {
+		var op struct{ State string }
+		s.call("GET", "/api/v1/operations/"+ops[i].ID+"?wait=60s", nil, 200, &op)
+		if op.State != "failed" {
+			t.Errorf("load %d should have been refused, it is %s", i, op.State)
+		}
+	}
+}
