@@ -140,7 +140,7 @@ func parseTree(b []byte) (*tree, error) {
 			// Room for anchors and notes, as in compose files.
 		default:
 			name := "a key"
-			if k.Kind == yaml.ScalarNode {
+			if k.Kind == yaml.ScalarNode && k.Value != "" {
 				name = clip(k.Value)
 			}
 			t.issues = append(t.issues, registry.FieldError{Field: name, Line: k.Line, Column: k.Column,
