@@ -14,7 +14,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/industriverse/llmmodelmanager/internal/manager"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
@@ -118,7 +117,7 @@ func table(w io.Writer, head string, rows func(*tabwriter.Writer)) error {
 }
 
 // bytes writes a number of bytes as everywhere in the product.
-func bytes(n int64) string { return manager.Bytes(n) }
+func bytes(n int64) string { return registry.Bytes(n) }
 
 func dash(s string) string {
 	if s == "" {

@@ -8,8 +8,10 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -147,6 +149,13 @@ func (c *serveCmd) Run(e *env) error {
 	stop()
 	<-sampled
 	return closeErr
+}
+
+// again calls leave at the next Ctrl-C: who asks twice does not want to wait.
+func again(leave func()) {
+	second := make(chan os.Signal, 1)
+	signal.Notify(second, os.Interrupt, syscall.SIGTERM)
+	go func() { <-second; leave() }()
 }
 
 // loaders is the set of engines, in the order in which auto prefers them. To add one, add its line.

@@ -306,7 +306,7 @@ func (w *loadWork) load(ctx context.Context) (loaders.Instance, registry.Memory,
 func readySentence(took time.Duration, plan registry.Plan, mem registry.Memory) string {
 	s := fmt.Sprintf("Ready on %s in %s", deviceTitle(plan.Device), took)
 	if got := mem.MeasuredGPU + mem.MeasuredRAM; got > 0 && plan.Needs.Bytes() > 0 {
-		s += fmt.Sprintf(" (predicted %s, measured %s)", Bytes(plan.Needs.Bytes()), Bytes(got))
+		s += fmt.Sprintf(" (predicted %s, measured %s)", registry.Bytes(plan.Needs.Bytes()), registry.Bytes(got))
 	}
 	return s + "."
 }
@@ -420,7 +420,7 @@ func shortage(p registry.Plan) error {
 	}
 	msg := p.Sentence
 	if p.Verdict == registry.VerdictEvict {
-		msg = fmt.Sprintf("Too little memory on %s: needs %s, %s are free, %s short. %s", deviceTitle(p.Shortage.Device), Bytes(p.Shortage.Needed), Bytes(p.Shortage.Free), Bytes(p.Shortage.Short), p.Sentence)
+		msg = fmt.Sprintf("Too little memory on %s: needs %s, %s are free, %s short. %s", deviceTitle(p.Shortage.Device), registry.Bytes(p.Shortage.Needed), registry.Bytes(p.Shortage.Free), registry.Bytes(p.Shortage.Short), p.Sentence)
 	}
 	return &registry.Error{Code: registry.CodeInsufficientResources, Op: "manager.Load", Msg: msg, Shortage: p.Shortage}
 }

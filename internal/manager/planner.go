@@ -244,7 +244,7 @@ func planOn(p registry.Plan, in PlanInput, rooms []room, need int64) registry.Pl
 	p.Spare = tight.available - share
 	if tight.available >= share {
 		p.Verdict = registry.VerdictFits
-		p.Sentence = fmt.Sprintf("Fits %s now, with %s to spare.", place(rooms), Bytes(p.Spare))
+		p.Sentence = fmt.Sprintf("Fits %s now, with %s to spare.", place(rooms), registry.Bytes(p.Spare))
 		if need == 0 {
 			p.Sentence = fmt.Sprintf("Nothing is known about its size. It would be loaded %s without a check; set %s to have one.", place(rooms), requiredField(rooms))
 		}
@@ -253,7 +253,7 @@ func planOn(p registry.Plan, in PlanInput, rooms []room, need int64) registry.Pl
 	p.Shortage = &registry.Shortage{Device: tight.device, Needed: share, Free: tight.available, Short: share - tight.available, Total: tight.total, Holders: tight.holders}
 	if share > tight.total {
 		p.Verdict = registry.VerdictNever
-		p.Sentence = fmt.Sprintf("Can never fit %s: it needs %s, which is %s more than there is.", place(rooms), Bytes(share), Bytes(share-tight.total))
+		p.Sentence = fmt.Sprintf("Can never fit %s: it needs %s, which is %s more than there is.", place(rooms), registry.Bytes(share), registry.Bytes(share-tight.total))
 		return p
 	}
 	if evict, ok := chooseEvictions(in, rooms, share); ok {
@@ -266,9 +266,9 @@ func planOn(p registry.Plan, in PlanInput, rooms []room, need int64) registry.Pl
 		return p
 	}
 	if in.Model.DevicePreference == registry.DeviceCPU || tight.gpu < 0 {
-		p.Sentence = fmt.Sprintf("Too little memory: needs %s, %s are free, %s short.", Bytes(share), Bytes(tight.available), Bytes(p.Shortage.Short))
+		p.Sentence = fmt.Sprintf("Too little memory: needs %s, %s are free, %s short.", registry.Bytes(share), registry.Bytes(tight.available), registry.Bytes(p.Shortage.Short))
 	} else {
-		p.Sentence = fmt.Sprintf("Too little memory on %s: needs %s, %s are free, %s short.", deviceTitle(tight.device), Bytes(share), Bytes(tight.available), Bytes(p.Shortage.Short))
+		p.Sentence = fmt.Sprintf("Too little memory on %s: needs %s, %s are free, %s short.", deviceTitle(tight.device), registry.Bytes(share), registry.Bytes(tight.available), registry.Bytes(p.Shortage.Short))
 	}
 	p.Verdict = registry.VerdictWaits
 	if share > tight.total-tight.foreign {
@@ -403,22 +403,4 @@ func joinAnd(list []string) string {
 		return list[0]
 	}
 	return strings.Join(list[:len(list)-1], ", ") + " and " + list[len(list)-1]
-}
-
-// Bytes writes a number of bytes for people, in decimal units as the console does.
-func Bytes(n int64) string {
-	f := float64(n)
-	switch {
-	case n < 0:
-		return "-" + Bytes(-n)
-	case n < 1000:
-		return fmt.Sprintf("%d B", n)
-	case n < 1e6:
-		return fmt.Sprintf("%.0f kB", f/1e3)
-	case n < 1e9:
-		return fmt.Sprintf("%.0f MB", f/1e6)
-	case n < 1e12:
-		return fmt.Sprintf("%.1f GB", f/1e9)
-	}
-	return fmt.Sprintf("%.2f TB", f/1e12)
 }

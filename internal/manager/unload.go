@@ -162,7 +162,7 @@ func (a *actor) beginStop() {
 
 func releasedSentence(r registry.Released) string {
 	if r.Verified && r.Measured > 0 {
-		return fmt.Sprintf("Unloaded; %s came back on %s.", Bytes(r.Measured), deviceTitle(r.Device))
+		return fmt.Sprintf("Unloaded; %s came back on %s.", registry.Bytes(r.Measured), deviceTitle(r.Device))
 	}
 	if r.Verified {
 		return "Unloaded."
@@ -193,7 +193,7 @@ func (m *Manager) stop(inst loaders.Instance, rt registry.Runtime, t *tracker) (
 	released.Measured = max(0, held-left)
 	released.Verified = left == 0
 	if left > 0 {
-		released.Note = fmt.Sprintf("%s are still held by a process of the engine", Bytes(left))
+		released.Note = fmt.Sprintf("%s are still held by a process of the engine", registry.Bytes(left))
 	}
 	return released, nil
 }
