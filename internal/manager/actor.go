@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"fmt"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -277,6 +278,7 @@ func (a *actor) requestLoad(rec registry.Record, o LoadOptions) (op registry.Ope
 
 // enqueue moves to queued and starts the work.
 func (a *actor) enqueue(j *job, on registry.Trigger) error {
+	before := a.rt.InstanceID
 	err := a.move(on, func(rt *registry.Runtime) {
 		rt.Generation++
 		rt.Desired, rt.Failure, rt.OperationID = registry.RuntimeReady, nil, j.track.op.ID
@@ -286,6 +288,10 @@ func (a *actor) enqueue(j *job, on registry.Trigger) error {
 	if err != nil {
 		j.track.finish(err, "")
 		return err
+	}
+	if before != "" { // the old log goes when a new one begins, so that logs do not pile up
+		_ = os.Remove(a.m.logPath(before))
+		_ = os.Remove(a.m.logPath(before) + ".1")
 	}
 	ctx, cancel := context.WithCancel(a.m.ctx)
 	j.gen, j.cancel = a.rt.Generation, cancel

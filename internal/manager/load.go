@@ -91,7 +91,7 @@ func (m *Manager) planFor(ctx context.Context, rec registry.Record, device regis
 	if v := m.peek(rec.ModelID); v != nil && v.rt.State == registry.RuntimeReady {
 		return registry.Plan{ModelID: rec.ModelID, Verdict: registry.VerdictLoaded, Device: v.rt.Device, Engine: v.rt.Engine,
 			Needs:    registry.Footprint{Estimated: v.rt.Memory.PredictedGPU + v.rt.Memory.PredictedRAM, Basis: "loaded"},
-			Sentence: "Is loaded on " + deviceTitle(v.rt.Device) + "."}, nil
+			Sentence: "Is loaded " + where(v.rt.Device) + "."}, nil
 	}
 	snap, err := m.resolve(ctx, rec.Model)
 	if err != nil {
@@ -304,7 +304,7 @@ func (w *loadWork) load(ctx context.Context) (loaders.Instance, registry.Memory,
 }
 
 func readySentence(took time.Duration, plan registry.Plan, mem registry.Memory) string {
-	s := fmt.Sprintf("Ready on %s in %s", deviceTitle(plan.Device), took)
+	s := fmt.Sprintf("Ready %s in %s", where(plan.Device), took)
 	if got := mem.MeasuredGPU + mem.MeasuredRAM; got > 0 && plan.Needs.Bytes() > 0 {
 		s += fmt.Sprintf(" (predicted %s, measured %s)", registry.Bytes(plan.Needs.Bytes()), registry.Bytes(got))
 	}
@@ -420,7 +420,7 @@ func shortage(p registry.Plan) error {
 	}
 	msg := p.Sentence
 	if p.Verdict == registry.VerdictEvict {
-		msg = fmt.Sprintf("Too little memory on %s: needs %s, %s are free, %s short. %s", deviceTitle(p.Shortage.Device), registry.Bytes(p.Shortage.Needed), registry.Bytes(p.Shortage.Free), registry.Bytes(p.Shortage.Short), p.Sentence)
+		msg = fmt.Sprintf("Too little memory %s: needs %s, %s are free, %s short. %s", where(p.Shortage.Device), registry.Bytes(p.Shortage.Needed), registry.Bytes(p.Shortage.Free), registry.Bytes(p.Shortage.Short), p.Sentence)
 	}
 	return &registry.Error{Code: registry.CodeInsufficientResources, Op: "manager.Load", Msg: msg, Shortage: p.Shortage}
 }

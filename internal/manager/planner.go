@@ -32,7 +32,8 @@ type room struct {
 	device    string
 	gpu       int // NVML index, -1 for the host
 	total     int64
-	available int64 // neither held nor promised
+	available int64 // neither held nor promised; negative where more is promised than there is, after an override
+	evictable int64 // held by or promised to instances that may be evicted
 	foreign   int64 // held by processes that are not ours
 	holders   []registry.Holder
 }
@@ -69,27 +70,31 @@ func MakePlan(in PlanInput) registry.Plan {
 	slices.SortStableFunc(rooms, func(a, b room) int {
 		return cmp.Or(cmp.Compare(b.available, a.available), cmp.Compare(a.gpu, b.gpu))
 	})
-	if n := len(in.Model.GPUIDs); n > 1 {
+	need := in.NeedGPU.Bytes()
+	if len(in.Model.GPUIDs) > 1 {
 		// Several GPUs named: the model is split over all of them.
-		return planOn(p, in, rooms, in.NeedGPU.Bytes())
+		return planOn(p, in, rooms, need)
 	}
-	// One GPU if one is enough, else as few as do.
-	var best registry.Plan
-	for k := 1; k <= len(rooms); k++ {
-		got := planOn(p, in, rooms[:k], in.NeedGPU.Bytes())
-		if got.Verdict == registry.VerdictFits {
-			return got
-		}
-		if k == 1 || rank(got.Verdict) < rank(best.Verdict) {
-			best = got
+	// As few GPUs as do. What fits now is best, then what fits after evictions, then what has to wait; for each of
+	// these only the GPUs count that can come to hold their share, or a small empty one would hide a large busy one.
+	for _, can := range []func(r room, share int64) bool{
+		func(r room, share int64) bool { return r.available >= share },
+		func(r room, share int64) bool { return r.available+r.evictable >= share },
+		func(r room, share int64) bool { return r.total >= share },
+	} {
+		for k := 1; k <= len(rooms); k++ {
+			share := shareOf(need, k)
+			able := slices.DeleteFunc(slices.Clone(rooms), func(r room) bool { return !can(r, share) })
+			if len(able) >= k {
+				return planOn(p, in, able[:k], need)
+			}
 		}
 	}
-	return best
+	return planOn(p, in, rooms, need)
 }
 
-func rank(v registry.Verdict) int {
-	return slices.Index([]registry.Verdict{registry.VerdictLoaded, registry.VerdictFits, registry.VerdictEvict, registry.VerdictWaits, registry.VerdictNever}, v)
-}
+// shareOf returns what each of n devices has to hold, in bytes.
+func shareOf(need int64, n int) int64 { return (need + int64(n) - 1) / int64(n) }
 
 func usableGPUs(in PlanInput) []registry.GPU {
 	var out []registry.GPU
@@ -175,9 +180,13 @@ func makeRoom(in PlanInput, device string, gpu int, total, free int64) room {
 		promised += held
 		taken += h.Taken
 		untaken += held - h.Taken
-		r.holders = append(r.holders, holder(h, in))
+		who := holder(h, in)
+		if who.Evictable {
+			r.evictable += held
+		}
+		r.holders = append(r.holders, who)
 	}
-	r.available = max(0, min(free-untaken, total-promised))
+	r.available = min(free-untaken, total-promised)
 	r.foreign = max(0, total-free-taken)
 	if r.foreign > 0 {
 		r.holders = append(r.holders, foreignHolders(in.Sample, r, in.Reservations)...)
@@ -230,7 +239,7 @@ func foreignHolders(s registry.Sample, r room, ours []registry.Reservation) []re
 
 // planOn decides for a model that is split evenly over rooms.
 func planOn(p registry.Plan, in PlanInput, rooms []room, need int64) registry.Plan {
-	share := (need + int64(len(rooms)) - 1) / int64(len(rooms))
+	share := shareOf(need, len(rooms))
 	p.Device = deviceName(rooms)
 	for _, r := range rooms {
 		if r.gpu >= 0 {
@@ -239,21 +248,28 @@ func planOn(p registry.Plan, in PlanInput, rooms []room, need int64) registry.Pl
 	}
 	tight := slices.MinFunc(rooms, func(a, b room) int { return cmp.Compare(a.available, b.available) })
 	for _, r := range rooms {
-		p.Free += r.available
+		p.Free += max(0, r.available)
 	}
 	p.Spare = tight.available - share
-	if tight.available >= share {
-		p.Verdict = registry.VerdictFits
+	if tight.available >= share || need == 0 {
+		p.Verdict, p.Spare = registry.VerdictFits, max(0, p.Spare)
 		p.Sentence = fmt.Sprintf("Fits %s now, with %s to spare.", place(rooms), registry.Bytes(p.Spare))
 		if need == 0 {
 			p.Sentence = fmt.Sprintf("Nothing is known about its size. It would be loaded %s without a check; set %s to have one.", place(rooms), requiredField(rooms))
 		}
 		return p
 	}
-	p.Shortage = &registry.Shortage{Device: tight.device, Needed: share, Free: tight.available, Short: share - tight.available, Total: tight.total, Holders: tight.holders}
-	if share > tight.total {
-		p.Verdict = registry.VerdictNever
-		p.Sentence = fmt.Sprintf("Can never fit %s: it needs %s, which is %s more than there is.", place(rooms), registry.Bytes(share), registry.Bytes(share-tight.total))
+	short := func(r room) *registry.Shortage {
+		free := max(0, r.available)
+		return &registry.Shortage{Device: r.device, Needed: share, Free: free, Short: share - free, Total: r.total, Holders: r.holders}
+	}
+	p.Shortage = short(tight)
+	if small := slices.MinFunc(rooms, func(a, b room) int { return cmp.Compare(a.total, b.total) }); share > small.total {
+		p.Verdict, p.Shortage = registry.VerdictNever, short(small)
+		p.Sentence = fmt.Sprintf("Can never fit %s: it needs %s, which is %s more than there is.", place(rooms), registry.Bytes(share), registry.Bytes(share-small.total))
+		if len(rooms) > 1 {
+			p.Sentence = fmt.Sprintf("Can never fit %s: each would have to hold %s, which is %s more than %s has.", place(rooms), registry.Bytes(share), registry.Bytes(share-small.total), deviceTitle(small.device))
+		}
 		return p
 	}
 	if evict, ok := chooseEvictions(in, rooms, share); ok {
@@ -266,9 +282,9 @@ func planOn(p registry.Plan, in PlanInput, rooms []room, need int64) registry.Pl
 		return p
 	}
 	if in.Model.DevicePreference == registry.DeviceCPU || tight.gpu < 0 {
-		p.Sentence = fmt.Sprintf("Too little memory: needs %s, %s are free, %s short.", registry.Bytes(share), registry.Bytes(tight.available), registry.Bytes(p.Shortage.Short))
+		p.Sentence = fmt.Sprintf("Too little memory: needs %s, %s are free, %s short.", registry.Bytes(share), registry.Bytes(p.Shortage.Free), registry.Bytes(p.Shortage.Short))
 	} else {
-		p.Sentence = fmt.Sprintf("Too little memory on %s: needs %s, %s are free, %s short.", deviceTitle(tight.device), registry.Bytes(share), registry.Bytes(tight.available), registry.Bytes(p.Shortage.Short))
+		p.Sentence = fmt.Sprintf("Too little memory on %s: needs %s, %s are free, %s short.", deviceTitle(tight.device), registry.Bytes(share), registry.Bytes(p.Shortage.Free), registry.Bytes(p.Shortage.Short))
 	}
 	p.Verdict = registry.VerdictWaits
 	if share > tight.total-tight.foreign {
@@ -369,10 +385,18 @@ func deviceName(rooms []room) string {
 }
 
 func place(rooms []room) string {
-	if rooms[0].gpu < 0 {
+	return where(deviceName(rooms))
+}
+
+// where completes a sentence: "fits …", "ready …", "came back …".
+func where(device string) string {
+	switch device {
+	case "cpu":
 		return "in main memory"
+	case "remote":
+		return "elsewhere"
 	}
-	return "on " + deviceTitle(deviceName(rooms))
+	return "on " + deviceTitle(device)
 }
 
 func deviceTitle(device string) string {

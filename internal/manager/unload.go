@@ -162,7 +162,7 @@ func (a *actor) beginStop() {
 
 func releasedSentence(r registry.Released) string {
 	if r.Verified && r.Measured > 0 {
-		return fmt.Sprintf("Unloaded; %s came back on %s.", registry.Bytes(r.Measured), deviceTitle(r.Device))
+		return fmt.Sprintf("Unloaded; %s came back %s.", registry.Bytes(r.Measured), where(r.Device))
 	}
 	if r.Verified {
 		return "Unloaded."

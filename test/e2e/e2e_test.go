@@ -230,7 +230,7 @@ func TestNewcomer(t *testing.T) {
 	}
 
 	stages := s.watchStages(id)
-	if out := s.cli("load", id); !strings.Contains(out, "Ready on main memory") {
+	if out := s.cli("load", id); !strings.Contains(out, "Ready in main memory") {
 		t.Errorf("load says %q", out)
 	}
 	seen := stages()
