@@ -39,7 +39,7 @@ test: ## Do all set-up there is and run the tests, with the real engine (not the
 
 .PHONY: generate
 generate: ## Write the generated files: templates, diagrams
-	$(TOOL) templ generate -path web
+	$(TOOL) templ generate -path web/templates
 	go run ./cmd/statediagram -w docs/architecture.md
 
 .PHONY: build
@@ -68,7 +68,7 @@ lint: ## golangci-lint, import direction included
 .PHONY: fmt
 fmt: ## Format Go and templates
 	gofmt -w $$(git ls-files -- '*.go')
-	$(TOOL) templ fmt web
+	$(TOOL) templ fmt web/templates
 
 .PHONY: vet
 vet: ## go vet
