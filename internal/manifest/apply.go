@@ -51,7 +51,7 @@ func (x *index) apply(ops []op) (*result, error) {
 		var r *result
 		var err error
 		if x.kind == listFlow {
-			r, err = x.composeFlow(at, adds, rewrite)
+			r = x.composeFlow(at, adds)
 		} else {
 			r, err = x.composeBlock(at, adds, rewrite)
 		}
@@ -328,7 +328,7 @@ func selfCheckError(id string) error {
 }
 
 // composeFlow makes the new text of a list in brackets.
-func (x *index) composeFlow(at map[int]op, adds []op, _ bool) (*result, error) {
+func (x *index) composeFlow(at map[int]op, adds []op) *result {
 	r := &result{spans: make([]span, 0, len(x.spans)+len(adds))}
 	var out bytes.Buffer
 	open := x.valueFrom + 1
@@ -374,7 +374,7 @@ func (x *index) composeFlow(at map[int]op, adds []op, _ bool) (*result, error) {
 	}
 	out.WriteString(rest)
 	r.b = out.Bytes()
-	return r, nil
+	return r
 }
 
 func braces(o op) string {

@@ -66,5 +66,5 @@ func Diff(doc *Document, current func(id string) (registry.Record, bool)) []Chan
 }
 
 func sameValues(a, b map[string]any) bool {
-	return maps.EqualFunc(a, b, func(x, y any) bool { return reflect.DeepEqual(x, y) })
+	return maps.EqualFunc(a, b, reflect.DeepEqual)
 }

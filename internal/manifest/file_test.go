@@ -96,6 +96,15 @@ models:   # the list
 x-note: kept
 `
 
+func after(t *testing.T, s, sep string) string {
+	t.Helper()
+	_, rest, found := strings.Cut(s, sep)
+	if !found {
+		t.Fatalf("%q is not there", sep)
+	}
+	return rest
+}
+
 func livedA(t *testing.T) registry.Model {
 	t.Helper()
 	return mustParse(t, lived).Entries[0].Model
@@ -179,7 +188,7 @@ func TestApply(t *testing.T) {
 		"lived: the field behind the dash goes": {lived, []Edit{put(cMoved)}, sub(lived, "- description: \"goes\n    # on\n    # and on\" # end\n  model_id: \"c\"", "- model_id: \"c\"", "\"/m/c\"", "\"/new/c\"")},
 		"lived: quoted over lines":              {lived, []Edit{put(with(small("c"), func(m *registry.Model) { m.Description = "x" }))}, sub(lived, "\"goes\n    # on\n    # and on\" # end", "\"x\" # end")},
 		"lived: delete in braces":               {lived, []Edit{del("b")}, sub(lived, "-   {model_id: b, source_type: local, source_path: /m/b, model_format: gguf} # b in braces\n", "")},
-		"lived: delete the first":               {lived, []Edit{del("a")}, lived[:strings.Index(lived, "- model_id: a")] + lived[strings.Index(lived, "  # revision: dev"):]},
+		"lived: delete the first":               {lived, []Edit{del("a")}, "# Our models\nmodels:   # the list\n  # revision: dev\n# about b\n" + after(t, lived, "# about b\n")},
 
 		"a bad entry is mended": {"models:\n- model_id: x # mine\n  source_type: floppy # odd\n  source_path: /m/x\n  modl_format: gguf\n", []Edit{put(small("x"))},
 			"models:\n- model_id: x # mine\n  source_type: local # odd\n  source_path: /m/x\n  model_format: gguf\n"},

@@ -88,7 +88,10 @@ func newIndex(b []byte) (*index, error) {
 	if x.linked {
 		x.tree = t
 	}
-	return x, x.indexBlock(t)
+	if err := x.indexBlock(t); err != nil {
+		return nil, err
+	}
+	return x, nil
 }
 
 func (x *index) indexEmpty(t *tree) {

@@ -150,7 +150,10 @@ func parseTree(b []byte) (*tree, error) {
 	if t.key == nil {
 		return nil, malformed(root.Line, root.Column, "is missing: the file needs the key models with a list of entries under it")
 	}
-	return t, t.decodeItems(b)
+	if err := t.decodeItems(b); err != nil {
+		return nil, err
+	}
+	return t, nil
 }
 
 func (t *tree) decodeItems(b []byte) error {

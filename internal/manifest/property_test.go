@@ -165,7 +165,7 @@ func TestApplyProperty(t *testing.T) {
 				t.Fatalf("entry %d is %v %v, want %v\nbefore:\n%s\nafter:\n%s", i, encode(it.model), it.issues, encode(want[i]), text, got)
 			}
 		}
-		keep := append(between, strings.TrimSpace(strings.TrimPrefix(head, "\ufeff")), strings.TrimSpace(tail))
+		keep := slices.Concat(between, []string{strings.TrimSpace(strings.TrimPrefix(head, "\ufeff")), strings.TrimSpace(tail)})
 		for _, e := range entries {
 			if !touched[e.model.ModelID] {
 				keep = append(keep, e.lines)
