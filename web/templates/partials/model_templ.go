@@ -981,7 +981,7 @@ func planChoices(p view.ModelPage) templ.Component {
 		}
 		switch p.Plan.Verdict {
 		case registry.VerdictEvict:
-			templ_7745c5c3_Err = components.Post(first(choice(p, "evict", "Evict and load"))).Render(ctx, templ_7745c5c3_Buffer)
+			templ_7745c5c3_Err = components.Post(withHidden(first(choice(p, "evict", "Evict and load")), "evict", "true")).Render(ctx, templ_7745c5c3_Buffer)
 			if templ_7745c5c3_Err != nil {
 				return templ_7745c5c3_Err
 			}
