@@ -123,7 +123,12 @@ func (d *Device) fill(all []registry.Reservation, device, foreign, pids string, 
 		if n := strings.Count(r.Device, ","); n > 0 {
 			share += int64(n)
 		}
-		taken, rest := r.Taken/share, max(r.Bytes-r.Taken, 0)/share
+		taken := r.Taken
+		if device == "cpu" && r.State != registry.RuntimeStarting {
+			// Main memory of a model that runs is its own, although what is mapped from its file counts as available.
+			taken = max(taken, r.Bytes)
+		}
+		taken, rest := taken/share, max(r.Bytes-taken, 0)/share
 		ours += taken
 		c := colors.of(r.ModelID)
 		if taken > 0 {

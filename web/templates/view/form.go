@@ -46,7 +46,7 @@ type Preview struct {
 // NewForm is an empty form with the defaults.
 func NewForm() Form {
 	return Form{New: true, Persist: true, Errors: map[string]string{}, Values: map[string]string{
-		"source_type": string(registry.SourceHuggingFace), "model_format": string(registry.FormatSafetensors),
+		"source_type": string(registry.SourceLocal), "model_format": string(registry.FormatGGUF),
 		"device_preference": string(registry.DeviceAuto), "engine": registry.EngineAuto, "team": registry.DefaultTeam,
 	}}
 }
