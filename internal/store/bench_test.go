@@ -61,6 +61,7 @@ func reportP99(b *testing.B, budget time.Duration, op func(i int)) {
 	b.StopTimer()
 	slices.Sort(took)
 	p99 := took[len(took)*99/100]
+	b.ReportMetric(float64(took[len(took)/2])/1e6, "p50-ms")
 	b.ReportMetric(float64(p99)/1e6, "p99-ms")
 	b.ReportMetric(float64(budget)/1e6, "budget-ms")
 	b.ReportMetric(float64(p99)/float64(budget), "ratio")

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -14,14 +15,14 @@ import (
 func (s *Store) startIndex(ctx context.Context) error {
 	s.index.done = make(chan struct{})
 	rows, err := s.r.WithContext(ctx).Model(&modelRow{}).
-		Select("fold_id", "description", "tags", "source_path", "team", "source_type", "status").Order("fold_id").Rows()
+		Select("fold_id", "description", "tags", "source_path", "team", "source_type", "status").Order("fold_id").Rows() //nolint:rowserrcheck // buildIndex checks it when it has read the last row
 	if err != nil {
 		return err
 	}
-	any := rows.Next() // the read begins here: SQLite shows it the file as it is at this moment
+	more := rows.Next() // the read begins here: SQLite shows it the file as it is at this moment
 	go func() {
 		defer close(s.index.done)
-		if err := s.buildIndex(rows, any); err != nil && ctx.Err() == nil {
+		if err := s.buildIndex(rows, more); err != nil && ctx.Err() == nil {
 			s.index.err = err
 			s.log.Error("the index of the models could not be built; searches fail until the next start", "error", err)
 		}
@@ -59,6 +60,10 @@ func (s *Store) buildIndex(rows *sql.Rows, more bool) (err error) {
 		return err
 	}
 	v.blocks = out.appendSplit(v.blocks)
+	if v.count > 10_000 {
+		// Reading so many rows leaves garbage about as large as the index. An idle server would keep it for minutes.
+		defer debug.FreeOSMemory()
+	}
 	select {
 	case s.turn <- struct{}{}:
 	case <-s.closing:

@@ -148,7 +148,8 @@ func openError(path string, err error) error {
 	if errors.As(err, &known) {
 		return err
 	}
-	why, next := "", "Choose another data folder or mend this one"
+	var why string
+	next := "Choose another data folder or mend this one"
 	var se sqlite3.Error
 	switch {
 	case errors.Is(err, fs.ErrPermission):
