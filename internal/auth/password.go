@@ -94,7 +94,7 @@ func (h *hasher) verify(ctx context.Context, encoded, password string) (bool, er
 		return false, err
 	}
 	defer done()
-	key := argon2.IDKey([]byte(password), p.salt, p.time, p.memory, p.threads, uint32(len(p.key))) //nolint:gosec // parseHash bounds the length
+	key := argon2.IDKey([]byte(password), p.salt, p.time, p.memory, p.threads, uint32(len(p.key))) // parseHash bounds the length
 	same := subtle.ConstantTimeCompare(key, p.key) == 1
 	return same && usable, nil
 }

@@ -76,7 +76,11 @@ func (c *serveCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	defer st.Close()
+	defer func() {
+		if err := st.Close(); err != nil {
+			log.Error("The registry could not be closed", "err", err)
+		}
+	}()
 	accounts := auth.New(auth.Options{Store: st, Logger: log, AdminPassword: c.AdminPassword, AdminToken: c.AdminToken, TrustProxy: len(proxies) > 0})
 	if err := accounts.Bootstrap(e.ctx); err != nil {
 		return err

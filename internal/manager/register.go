@@ -74,6 +74,7 @@ type PutOptions struct {
 // Register registers a model or changes it: the guide's register_model. Secrets that came back redacted are kept as they
 // are. An instance that is loaded goes on with the configuration it was loaded with. CodeInvalid, CodeConflict.
 func (m *Manager) Register(ctx context.Context, model registry.Model, o PutOptions) (rec registry.Record, created bool, err error) {
+	model = model.WithDefaults()
 	if errs := registry.Validate(model); len(errs) > 0 {
 		return rec, false, &registry.Error{Code: registry.CodeInvalid, Op: "manager.Register", Msg: "The model is not valid", Fields: errs}
 	}
@@ -238,6 +239,7 @@ func (m *Manager) Import(ctx context.Context, doc *manifest.Document, o PutOptio
 				res.Changed = append(res.Changed, c.ModelID)
 			case manifest.ChangeUnchanged:
 				res.Unchanged = append(res.Unchanged, c.ModelID)
+			case manifest.ChangeMissing: // an import never deletes
 			}
 		}
 		return res, nil

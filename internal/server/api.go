@@ -109,7 +109,8 @@ func (m apiModel) MarshalJSON() ([]byte, error) {
 	return append(append(b[:len(b)-1], ','), append([]byte(strings.Join(nulls, ",")), '}')...), nil
 }
 
-func intParam(c echo.Context, name string, def, lo, hi int) (int, error) {
+func intParam(c echo.Context, name string, def, hi int) (int, error) {
+	const lo = 1
 	v := c.QueryParam(name)
 	if v == "" {
 		return def, nil
@@ -134,7 +135,7 @@ func boolParam(c echo.Context, name string, def bool) (bool, error) {
 }
 
 func (s *Server) listModels(c echo.Context) error {
-	limit, err := intParam(c, "limit", store.DefaultLimit, 1, store.MaxLimit)
+	limit, err := intParam(c, "limit", store.DefaultLimit, store.MaxLimit)
 	if err != nil {
 		return err
 	}
@@ -409,7 +410,7 @@ type loadBody struct {
 
 func decodeLoad(c echo.Context) (b loadBody, err error) {
 	raw, err := readBody(c, maxModelBody)
-	if err != nil || len(strings.TrimSpace(string(raw))) == 0 {
+	if err != nil || strings.TrimSpace(string(raw)) == "" {
 		return b, err
 	}
 	in, err := registry.DecodeObject(raw)
@@ -582,7 +583,7 @@ func (s *Server) modelInstance(c echo.Context) error {
 }
 
 func (s *Server) modelLogs(c echo.Context) error {
-	n, err := intParam(c, "lines", 200, 1, 10_000)
+	n, err := intParam(c, "lines", 200, 10_000)
 	if err != nil {
 		return err
 	}
@@ -642,7 +643,7 @@ func (s *Server) mayOperate(ctx context.Context, op registry.Operation, a auth.A
 }
 
 func (s *Server) listOperations(c echo.Context) error {
-	limit, err := intParam(c, "limit", store.DefaultLimit, 1, store.MaxLimit)
+	limit, err := intParam(c, "limit", store.DefaultLimit, store.MaxLimit)
 	if err != nil {
 		return err
 	}

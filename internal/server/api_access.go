@@ -277,7 +277,7 @@ func (s *Server) apiDeleteMember(c echo.Context) error {
 }
 
 func (s *Server) apiAudit(c echo.Context) error {
-	limit, err := intParam(c, "limit", 100, 1, store.MaxLimit)
+	limit, err := intParam(c, "limit", 100, store.MaxLimit)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -144,7 +145,7 @@ func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 		began := s.Now()
 		defer func() {
 			if p := recover(); p != nil {
-				if p == http.ErrAbortHandler {
+				if perr, ok := p.(error); ok && errors.Is(perr, http.ErrAbortHandler) {
 					panic(p) // net/http's own way to cut a connection
 				}
 				err = registry.Errorf(registry.CodeInternal, "something went wrong in the server itself; the log of the server says more")

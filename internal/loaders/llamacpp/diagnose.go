@@ -105,7 +105,7 @@ func (p *parser) parse(line string) (registry.Progress, bool) {
 	switch {
 	case strings.Contains(line, "load_tensors:") || strings.Contains(line, "llm_load_tensors:"):
 		return p.weightsAt(0), true
-	case len(line) > 0 && strings.Trim(line, ".") == "":
+	case line != "" && strings.Trim(line, ".") == "":
 		p.dots = max(p.dots, int64(len(line)))
 		return p.weightsAt(float64(p.dots) / 100), true
 	case strings.Contains(line, "model loaded"):

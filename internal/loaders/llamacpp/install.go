@@ -242,7 +242,7 @@ func unpack(ctx context.Context, archive, dir string) error {
 		if err := root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 			return err
 		}
-		out, err := root.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644|os.FileMode(h.Mode)&0o111) //nolint:gosec // the mode's low bits
+		out, err := root.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644|os.FileMode(h.Mode)&0o111)
 		if err != nil {
 			return err
 		}

@@ -78,7 +78,7 @@ func (p *pidfd) wait() {
 	if p.file != nil {
 		if rc, err := p.file.SyscallConn(); err == nil {
 			err = rc.Read(func(fd uintptr) bool {
-				fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} //nolint:gosec // descriptors are small
+				fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 				n, err := unix.Poll(fds, 0)
 				return err == nil && n > 0
 			})

@@ -83,7 +83,7 @@ func Start(s Spec) (*Process, error) {
 	if fi, err := logf.Stat(); err == nil {
 		from = fi.Size()
 	}
-	cmd := exec.Command(s.Argv[0], s.Argv[1:]...) //nolint:gosec,noctx // the engine outlives every context; Stop ends it
+	cmd := exec.Command(s.Argv[0], s.Argv[1:]...) //nolint:noctx // the engine outlives every context; Stop ends it
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.Dir, logf, logf
 	cmd.Env = append(append([]string{}, s.Env...), EnvTag+"="+s.Tag)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -140,7 +140,7 @@ func (d *Device) fill(all []registry.Reservation, device, foreign, pids string, 
 			d.Promised += rest
 		}
 	}
-	d.Segments = append(held, promised...)
+	d.Segments = slices.Concat(held, promised)
 	if other := d.Used - ours; other > d.Total/1000 {
 		label := foreign + " · " + Bytes(other)
 		if pids != "" {
