@@ -20,6 +20,8 @@ type Info struct {
 	CanSleep     bool
 	Experimental bool
 	HowToGet     string // one line for people: how to install the engine
+	// LogNoise are beginnings of log lines that the engine writes for us and not for people; they are not shown.
+	LogNoise []string
 }
 
 // Param is one entry of custom_loader_params that a loader understands.

@@ -101,6 +101,23 @@ func (m *Manager) Engines(ctx context.Context) []registry.EngineStatus {
 	return out
 }
 
+// ForPeople leaves out the lines of an engine's log that it writes for its loader.
+func (m *Manager) ForPeople(lines []string) []string {
+	out := lines[:0:0]
+	for _, line := range lines {
+		noise := false
+		for _, l := range m.Loaders {
+			for _, p := range l.Info().LogNoise {
+				noise = noise || strings.HasPrefix(line, p)
+			}
+		}
+		if !noise {
+			out = append(out, line)
+		}
+	}
+	return out
+}
+
 // install is an installation under way.
 type install struct {
 	track  *tracker

@@ -591,7 +591,7 @@ func (s *Server) modelLogs(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	lines := process.Tail(path, 0, n)
+	lines := s.Manager.ForPeople(process.Tail(path, 0, n))
 	return c.String(http.StatusOK, strings.Join(lines, "\n")+"\n")
 }
 

@@ -560,13 +560,13 @@ func (m *liveModel) logParts(ctx context.Context) []part {
 			from = max(0, fi.Size()-logLines*512)
 		}
 		m.path, m.log = path, process.Follow(path, from)
-		lines := m.log.Lines()
+		lines := m.s.Manager.ForPeople(m.log.Lines())
 		if from > 0 && len(lines) > 0 {
 			lines = lines[1:] // half a line
 		}
 		return []part{{"log-reset", partials.LogBox(showLines(lines))}}
 	}
-	if lines := m.log.Lines(); len(lines) > 0 {
+	if lines := m.s.Manager.ForPeople(m.log.Lines()); len(lines) > 0 {
 		return []part{{"log", components.LogLines(showLines(lines))}}
 	}
 	return nil

@@ -118,7 +118,7 @@ func (s *Server) operationLog(c echo.Context, op registry.Operation) []string {
 	if err != nil {
 		return nil
 	}
-	return process.Tail(path, 0, 60)
+	return s.Manager.ForPeople(process.Tail(path, 0, 60))
 }
 
 func (s *Server) postCancelOperation(c echo.Context) error {

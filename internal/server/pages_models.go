@@ -176,7 +176,7 @@ func (s *Server) logTail(ctx context.Context, id string) []string {
 	if err != nil {
 		return nil // never loaded: there is no log
 	}
-	return process.Tail(path, 0, logLines)
+	return s.Manager.ForPeople(process.Tail(path, 0, logLines))
 }
 
 // settle is how long a button waits for what it began, so that a refusal is told at the button.

@@ -50,6 +50,7 @@ func (l *Loader) Info() loaders.Info {
 		APIs:     []registry.API{registry.APIChat, registry.APICompletions, registry.APIEmbeddings},
 		Params:   params.Infos(table),
 		HowToGet: "Run `llmm engine install llamacpp` (it builds llama.cpp's server; needs cmake, g++ and python3-pip), or put llama-server on the PATH.",
+		LogNoise: []string{statePrefix},
 	}
 }
 
