@@ -17,6 +17,7 @@ type actor struct {
 	m     *Manager
 	id    string
 	inbox chan func()
+	ended chan struct{} // closed when the goroutine is gone: nothing that was sent runs any more
 	view  atomic.Pointer[view]
 
 	rt       registry.Runtime
@@ -28,7 +29,9 @@ type actor struct {
 	drained  func() // called when active becomes 0 while draining
 	idle     *time.Timer
 	retry    *time.Timer
-	lastSave time.Time // of LastUsedAt
+	lastSave time.Time   // of LastUsedAt
+	as       LoadOptions // how the instance was loaded, so that a restart does the same
+	closing  bool        // the server ends: what the model should be is kept for the next start
 }
 
 // view is what others may read of an actor at any time.
@@ -46,6 +49,7 @@ type job struct {
 	rec    registry.Record
 	opts   LoadOptions
 	cancel context.CancelFunc
+	why    string // it was cancelled; only the actor's goroutine touches it
 }
 
 // actor returns the model's actor, starting it if need be.
@@ -58,30 +62,37 @@ func (m *Manager) actor(ctx context.Context, id string) (*actor, error) {
 		return a, nil
 	}
 	if closed {
-		return nil, registry.Errorf(registry.CodeUnavailable, "The server is shutting down")
+		return nil, errClosing()
 	}
 	rt, err := m.store.Runtime(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	return m.startActor(id, rt), nil
+	return m.startActor(id, rt)
 }
 
-func (m *Manager) startActor(id string, rt registry.Runtime) *actor {
+func (m *Manager) startActor(id string, rt registry.Runtime) (*actor, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if a := m.actors[id]; a != nil {
-		return a
+		return a, nil
+	}
+	if m.closed { // looked at under the lock: Close waits for every goroutine that began before
+		return nil, errClosing()
 	}
 	rt.ModelID = id
 	if rt.State == "" {
 		rt.State = registry.RuntimeStopped
 	}
-	a := &actor{m: m, id: id, rt: rt, inbox: make(chan func(), 64)}
+	a := &actor{m: m, id: id, rt: rt, inbox: make(chan func(), 64), ended: make(chan struct{})}
 	a.show()
 	m.actors[id] = a
 	m.goWork(a.run)
-	return a
+	return a, nil
+}
+
+func errClosing() error {
+	return registry.Errorf(registry.CodeUnavailable, "The server is shutting down")
 }
 
 // peek returns what is known of a model without starting anything, or nil if it has no actor.
@@ -96,6 +107,7 @@ func (m *Manager) peek(id string) *view {
 }
 
 func (a *actor) run() {
+	defer close(a.ended)
 	for {
 		select {
 		case f := <-a.inbox:
@@ -115,13 +127,18 @@ func (a *actor) do(ctx context.Context, f func() error) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-a.m.ctx.Done():
-		return registry.Errorf(registry.CodeUnavailable, "The server is shutting down")
+		return errClosing()
 	}
 	select {
 	case err := <-done:
 		return err
-	case <-a.m.ctx.Done():
-		return registry.Errorf(registry.CodeUnavailable, "The server is shutting down")
+	case <-a.ended: // not before: f may still be running, and it writes what our caller reads
+		select {
+		case err := <-done:
+			return err
+		default:
+			return errClosing()
+		}
 	}
 }
 
@@ -147,6 +164,16 @@ func (a *actor) show() {
 // move changes the runtime state by the transition table, stores it and tells everybody. A move that the table does
 // not have is an error and changes nothing.
 func (a *actor) move(on registry.Trigger, change func(*registry.Runtime)) error {
+	return a.shift(on, change, false)
+}
+
+// happened is move for what has happened already, such as the end of a process. It becomes so also when it cannot be
+// stored: what we know must follow what is.
+func (a *actor) happened(on registry.Trigger, change func(*registry.Runtime)) {
+	a.must(a.shift(on, change, true))
+}
+
+func (a *actor) shift(on registry.Trigger, change func(*registry.Runtime), fact bool) error {
 	to, err := registry.Next(a.rt.State, on)
 	if err != nil {
 		return err
@@ -157,7 +184,11 @@ func (a *actor) move(on registry.Trigger, change func(*registry.Runtime)) error 
 		change(&next)
 	}
 	if err := a.save(next); err != nil {
-		return err
+		if !fact {
+			return err
+		}
+		a.rt = next
+		a.m.log.Error("A model's state could not be stored", "model", a.id, "state", to, "err", err)
 	}
 	a.m.ledger.update(next.InstanceID, func(r *registry.Reservation) { r.State = next.State; r.LastUsedAt = next.LastUsedAt })
 	a.m.log.Info("Model changed state", "model", a.id, "state", to, "trigger", on, "generation", next.Generation)
@@ -207,6 +238,9 @@ func (a *actor) must(err error) {
 // requestLoad begins a load, joins the one under way, or finds the model loaded already.
 func (a *actor) requestLoad(rec registry.Record, o LoadOptions) (op registry.Operation, err error) {
 	m := a.m
+	if m.isClosed() {
+		return op, errClosing()
+	}
 	track := m.newOperation(registry.OperationLoad, a.id, o.Actor, o.Cause, registry.LoadStages)
 	begin := func(j *job) error {
 		if err := j.track.save(); err != nil {
@@ -281,6 +315,9 @@ func (a *actor) enqueue(j *job, on registry.Trigger) error {
 	before := a.rt.InstanceID
 	err := a.move(on, func(rt *registry.Runtime) {
 		rt.Generation++
+		if on == registry.TriggerLoad {
+			rt.Attempts = 0 // asked for: it is not one of the restarts after a crash
+		}
 		rt.Desired, rt.Failure, rt.OperationID = registry.RuntimeReady, nil, j.track.op.ID
 		rt.InstanceID, rt.Handle, rt.Endpoint, rt.Device, rt.Engine, rt.EngineVersion = newID(a.m.now()), nil, nil, "", "", ""
 		rt.Memory = registry.Memory{}
@@ -335,10 +372,10 @@ func (a *actor) answered(gen int64, inst loaders.Instance, mem registry.Memory, 
 	}
 	h, ep := inst.Handle(), inst.Endpoint()
 	now := a.m.now()
-	a.inst, a.load = inst, nil
-	a.must(a.move(registry.TriggerAnswer, func(rt *registry.Runtime) {
+	a.inst, a.load, a.as = inst, nil, j.opts
+	a.happened(registry.TriggerAnswer, func(rt *registry.Runtime) {
 		rt.Handle, rt.Endpoint, rt.Memory, rt.ReadyAt, rt.LastUsedAt = &h, &ep, mem, now, now
-	}))
+	})
 	a.show()
 	j.track.finish(nil, outcome)
 	a.watch(gen, inst)
@@ -365,7 +402,7 @@ func (a *actor) refused(gen int64, err error) {
 		return
 	}
 	a.load = nil
-	a.must(a.move(registry.TriggerRefuse, func(rt *registry.Runtime) { rt.Desired = registry.RuntimeStopped }))
+	a.happened(registry.TriggerRefuse, func(rt *registry.Runtime) { rt.Desired = registry.RuntimeStopped })
 	a.show()
 	j.track.finish(err, "")
 }
@@ -376,10 +413,14 @@ func (a *actor) failed(gen int64, err error) {
 	if j == nil || j.gen != gen {
 		return
 	}
+	if a.rt.State == registry.RuntimeStopping { // it was cancelled while this was on its way; nothing is left either way
+		a.gone(gen)
+		return
+	}
 	a.load = nil
-	a.must(a.move(registry.TriggerFail, func(rt *registry.Runtime) {
+	a.happened(registry.TriggerFail, func(rt *registry.Runtime) {
 		rt.Desired, rt.Failure, rt.Handle, rt.Endpoint = registry.RuntimeStopped, failureOf(err), nil, nil
-	}))
+	})
 	a.m.ledger.release(a.rt.InstanceID)
 	a.show()
 	j.track.finish(err, "")
@@ -415,7 +456,7 @@ func (a *actor) crashed(gen int64, cause error) {
 	switch a.rt.State {
 	case registry.RuntimeDraining:
 		a.drained = nil
-		a.must(a.move(registry.TriggerCrash, nil))
+		a.happened(registry.TriggerCrash, nil)
 		a.beginStop()
 		return
 	case registry.RuntimeReady, registry.RuntimeSleeping:
@@ -429,13 +470,14 @@ func (a *actor) crashed(gen int64, cause error) {
 	}
 	failure := failureOf(cause)
 	instance := a.rt.InstanceID
-	a.must(a.move(registry.TriggerCrash, func(rt *registry.Runtime) {
+	a.happened(registry.TriggerCrash, func(rt *registry.Runtime) {
 		rt.Attempts, rt.Failure, rt.Handle, rt.Endpoint = attempts, failure, nil, nil
-	}))
+	})
 	a.m.ledger.release(instance)
+	a.m.goWork(func() { a.m.forgetDir(instance) })
 	if attempts > a.m.MaxRestarts {
 		failure.Hint = fmt.Sprintf("It crashed %d times and is not started again by itself. Read the log, then load it again.", attempts)
-		a.must(a.move(registry.TriggerGiveUp, func(rt *registry.Runtime) { rt.Desired, rt.Failure, rt.Attempts = registry.RuntimeStopped, failure, 0 }))
+		a.happened(registry.TriggerGiveUp, func(rt *registry.Runtime) { rt.Desired, rt.Failure, rt.Attempts = registry.RuntimeStopped, failure, 0 })
 		return
 	}
 	pause := a.m.RestartPause << (attempts - 1)
@@ -444,21 +486,32 @@ func (a *actor) crashed(gen int64, cause error) {
 
 // restart loads the model again after a crash.
 func (a *actor) restart(gen int64) {
-	if a.rt.Generation != gen || a.rt.State != registry.RuntimeBackoff {
+	if a.rt.Generation != gen || a.rt.State != registry.RuntimeBackoff || a.m.isClosed() {
 		return
 	}
 	rec, err := a.m.store.Model(a.m.ctx, a.id)
 	if err != nil {
-		a.must(a.move(registry.TriggerGiveUp, func(rt *registry.Runtime) { rt.Desired = registry.RuntimeStopped }))
+		a.happened(registry.TriggerGiveUp, func(rt *registry.Runtime) { rt.Desired = registry.RuntimeStopped })
 		return
 	}
 	cause := fmt.Sprintf("restart %d of %d after a crash", a.rt.Attempts, a.m.MaxRestarts)
-	j := &job{track: a.m.newOperation(registry.OperationLoad, a.id, "manager", cause, registry.LoadStages), rec: rec, opts: LoadOptions{Actor: "manager", Cause: cause}}
-	if err := j.track.save(); err != nil {
-		a.must(err)
-		return
+	j := &job{track: a.m.newOperation(registry.OperationLoad, a.id, "manager", cause, registry.LoadStages), rec: rec, opts: LoadOptions{Actor: "manager", Cause: cause, Device: a.as.Device, Override: a.as.Override}}
+	err = j.track.save()
+	if err == nil {
+		err = a.enqueue(j, registry.TriggerRetry)
 	}
-	a.must(a.enqueue(j, registry.TriggerRetry))
+	if err != nil {
+		a.must(err)
+		j.track.finish(err, "")
+		a.happened(registry.TriggerGiveUp, func(rt *registry.Runtime) { rt.Desired = registry.RuntimeStopped })
+	}
+}
+
+// unwanted notes that the model should be stopped; not when the server ends, so that the next start knows what was loaded.
+func (a *actor) unwanted(rt *registry.Runtime) {
+	if !a.closing {
+		rt.Desired = registry.RuntimeStopped
+	}
 }
 
 func (a *actor) stopRetry() {
@@ -489,14 +542,14 @@ func (a *actor) dropLoad(why string) error {
 	j := a.load
 	starting := a.rt.State == registry.RuntimeStarting
 	if err := a.move(registry.TriggerCancel, func(rt *registry.Runtime) {
-		rt.Desired = registry.RuntimeStopped
+		a.unwanted(rt)
 		if !starting && rt.Artifact != registry.ArtifactPresent && rt.Artifact != registry.ArtifactFailed {
 			rt.Artifact = registry.ArtifactAbsent
 		}
 	}); err != nil {
 		return err
 	}
-	j.opts.cancelled = why
+	j.why = why
 	j.cancel()
 	if !starting {
 		a.load = nil
@@ -513,15 +566,15 @@ func (a *actor) gone(gen int64) {
 	}
 	a.load = nil
 	a.settle()
-	j.track.finish(context.Canceled, j.opts.cancelled)
+	j.track.finish(context.Canceled, j.why)
 }
 
 // settle ends in stopped, gives the reservation back, and begins the load that waited for it, if there is one.
 func (a *actor) settle() {
 	instance := a.rt.InstanceID
-	a.must(a.move(registry.TriggerGone, func(rt *registry.Runtime) {
+	a.happened(registry.TriggerGone, func(rt *registry.Runtime) {
 		rt.Handle, rt.Endpoint, rt.Device = nil, nil, ""
-	}))
+	})
 	a.m.ledger.release(instance)
 	if j := a.next; j != nil {
 		a.next = nil

@@ -23,8 +23,6 @@ type LoadOptions struct {
 	Evict       bool            // unload idle instances if that makes room
 	Actor       string          // who asks
 	Cause       string          // why, in words
-
-	cancelled string // how a cancelled load is told; set by the actor
 }
 
 // Load loads a model: the guide's load_model. It returns as soon as the operation is stored; Await waits for its end.
@@ -209,6 +207,7 @@ func (w *loadWork) run(ctx context.Context) {
 			if err := inst.Stop(stop); err != nil {
 				w.m.log.Error("An instance that nobody wants any more could not be ended", "model", w.a.id, "err", err)
 			}
+			w.m.forgetDir(w.instance)
 			w.a.post(func() { w.a.gone(gen) })
 		}
 		return
@@ -223,7 +222,17 @@ func (w *loadWork) run(ctx context.Context) {
 		err := asLoadingError(err)
 		w.a.post(func() { w.a.failed(gen, err) })
 	}
-	_ = os.RemoveAll(filepath.Join(w.m.runDir(), w.instance)) // an empty folder, or what the engine left in it
+	w.m.forgetDir(w.instance)
+}
+
+// forgetDir removes the folder of an instance that has ended: an empty one, or what its engine left in it.
+func (m *Manager) forgetDir(instance string) {
+	if instance == "" {
+		return
+	}
+	if err := os.RemoveAll(filepath.Join(m.runDir(), instance)); err != nil {
+		m.log.Warn("The folder of an instance could not be removed", "instance", instance, "err", err)
+	}
 }
 
 // asLoadingError keeps "the files are not there" from reading as "there is no such model": to who asked for a load,
@@ -439,6 +448,12 @@ func (m *Manager) measure(ctx context.Context, h registry.Handle, plan registry.
 	}
 	if rss, err := hw.ProcessRSS(h.PID); err == nil {
 		mem.MeasuredRAM = rss
+		// What it holds is no longer free, so it must not be counted as promised on top.
+		m.ledger.update(h.InstanceID, func(r *registry.Reservation) {
+			if r.Device == string(registry.DeviceCPU) {
+				r.Taken = rss
+			}
+		})
 	}
 	if len(plan.GPUs) > 0 {
 		mem.MeasuredRAM = 0 // of a model on a GPU, main memory is a detail that would only confuse the comparison

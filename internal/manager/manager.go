@@ -150,6 +150,10 @@ func (m *Manager) Close(ctx context.Context, keep bool) error {
 	m.cancel()
 	done := make(chan struct{})
 	go func() { m.work.Wait(); close(done) }()
+	defer m.live.Range(func(_, v any) bool {
+		v.(*tracker).finish(registry.Errorf(registry.CodeUnavailable, "The server stopped while this was under way."), "")
+		return true
+	})
 	select {
 	case <-done:
 		return nil
@@ -160,6 +164,12 @@ func (m *Manager) Close(ctx context.Context, keep bool) error {
 
 // goWork runs f in the background; Close waits for it.
 func (m *Manager) goWork(f func()) { m.work.Go(f) }
+
+func (m *Manager) isClosed() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.closed
+}
 
 func (m *Manager) now() time.Time { return m.Now() }
 

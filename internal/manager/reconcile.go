@@ -2,6 +2,7 @@ package manager
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders"
@@ -24,6 +25,10 @@ func (m *Manager) reconcile(ctx context.Context) error {
 		}
 	}
 	m.endOrphans(ctx, kept)
+	if err := m.forgetOrphans(ctx); err != nil {
+		return err
+	}
+	m.forgetDirs(kept)
 	ops, err := m.store.UnfinishedOperations(ctx)
 	if err != nil {
 		return err
@@ -37,8 +42,15 @@ func (m *Manager) reconcile(ctx context.Context) error {
 			op.Error = &registry.Problem{Code: registry.CodeUnavailable, Msg: op.Outcome}
 		}
 		for i := range op.Stages {
-			if op.Stages[i].State == registry.StageRunning {
-				op.Stages[i].State, op.Stages[i].EndedAt = registry.StageFailed, op.EndedAt
+			switch s := &op.Stages[i]; s.State {
+			case registry.StageRunning:
+				s.State, s.EndedAt, s.Stalled, s.ETA, s.Rate = registry.StageFailed, op.EndedAt, false, 0, 0
+				if op.State == registry.OperationSucceeded {
+					s.State = registry.StageDone
+				}
+			case registry.StageWaiting:
+				s.State = registry.StageSkipped
+			case registry.StageDone, registry.StageSkipped, registry.StageFailed:
 			}
 		}
 		if err := m.store.PutOperation(ctx, op); err != nil {
@@ -51,7 +63,8 @@ func (m *Manager) reconcile(ctx context.Context) error {
 // reattach takes an instance over again. It reports whether it did; if not, the runtime is stored as stopped.
 func (m *Manager) reattach(ctx context.Context, rt registry.Runtime) bool {
 	rec, err := m.store.Model(ctx, rt.ModelID)
-	if err == nil && rt.Handle != nil {
+	// An instance that was told to end is not taken back: that it should be stopped is what was last asked for.
+	if err == nil && rt.Handle != nil && rt.Desired == registry.RuntimeReady {
 		if inst := m.recover(ctx, rt); inst != nil {
 			if to, err := registry.Next(rt.State, registry.TriggerReattach); err == nil {
 				h, ep := inst.Handle(), inst.Endpoint()
@@ -62,8 +75,12 @@ func (m *Manager) reattach(ctx context.Context, rt registry.Runtime) bool {
 				}
 				plan := registry.Plan{Device: rt.Device, GPUs: gpusOf(rt.Device), Needs: registry.Footprint{Estimated: rt.Memory.PredictedGPU + rt.Memory.PredictedRAM}}
 				m.ledger.restore(rec.Model, rt.InstanceID, plan, to)
-				a := m.startActor(rt.ModelID, rt)
-				err := a.do(ctx, func() error {
+				m.measure(ctx, h, plan) // what it holds is not free any more, and so not promised on top
+				a, err := m.startActor(rt.ModelID, rt)
+				if err != nil {
+					return false
+				}
+				err = a.do(ctx, func() error {
 					a.inst = inst
 					a.watch(rt.Generation, inst)
 					a.armIdle()
@@ -141,6 +158,35 @@ func (m *Manager) endOrphans(ctx context.Context, kept map[string]bool) {
 			m.log.Error("An engine left behind could not be ended", "pid", t.PID, "err", err)
 		}
 		cancel()
+	}
+}
+
+// forgetOrphans forgets the instances of models that were gone with the run that they were registered for. Otherwise a new
+// model of the same id would seem to be loaded.
+func (m *Manager) forgetOrphans(ctx context.Context) error {
+	gone, err := m.store.OrphanedRuntimes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, rt := range gone {
+		if err := m.store.DeleteRuntime(ctx, rt.ModelID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forgetDirs removes the folders of instances that are no more.
+func (m *Manager) forgetDirs(kept map[string]bool) {
+	dirs, err := os.ReadDir(m.runDir())
+	if err != nil {
+		m.log.Warn("The folders of instances could not be listed", "err", err)
+		return
+	}
+	for _, d := range dirs {
+		if !kept[d.Name()] {
+			m.forgetDir(d.Name())
+		}
 	}
 }
 

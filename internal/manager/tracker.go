@@ -22,6 +22,8 @@ type tracker struct {
 	from int64     // Done when the running stage's rate began to be measured
 	at   time.Time // and when
 	done chan struct{}
+
+	saving sync.Mutex // one save at a time, so that an older state never lands on a newer one
 }
 
 func (m *Manager) newOperation(kind registry.OperationKind, subject, actor, cause string, stages []registry.StageName) *tracker {
@@ -50,6 +52,8 @@ func (t *tracker) copyLocked() registry.Operation {
 
 // save stores the operation and tells everybody. Called at the start, at the end and when it leaves the queue.
 func (t *tracker) save() error {
+	t.saving.Lock()
+	defer t.saving.Unlock()
 	op := t.snapshot()
 	if err := t.m.store.PutOperation(context.WithoutCancel(t.m.ctx), op); err != nil {
 		return err
@@ -98,15 +102,22 @@ func (t *tracker) report(p registry.Progress) {
 			t.from, t.at = s.Done, now
 		}
 	}
-	op := t.copyLocked()
+	if !first {
+		t.sampleLocked()
+	}
 	t.mu.Unlock()
 	if first {
 		// Leaving the queue is stored; a failure to do so shows at the next save, which must succeed.
 		if err := t.save(); err != nil {
-			t.m.log.Error("An operation could not be stored", "operation", op.ID, "err", err)
+			t.m.log.Error("An operation could not be stored", "operation", t.op.ID, "err", err)
 		}
 	}
-	t.m.bus.Sample(registry.EventOperation, op.Subject, op)
+}
+
+// sampleLocked tells everybody how far the operation is. It happens under the lock: a sample that came after the
+// operation's end would make it run again for those who watch.
+func (t *tracker) sampleLocked() {
+	t.m.bus.Sample(registry.EventOperation, t.op.Subject, t.copyLocked())
 }
 
 func (t *tracker) index(name registry.StageName) int {
@@ -146,9 +157,8 @@ func (t *tracker) checkStalled(now time.Time) {
 	}
 	s := &t.op.Stages[t.cur]
 	s.Stalled, s.Rate, s.ETA = true, 0, 0
-	op := t.copyLocked()
+	t.sampleLocked()
 	t.mu.Unlock()
-	t.m.bus.Sample(registry.EventOperation, op.Subject, op)
 }
 
 // finish ends the operation: succeeded without an error, cancelled if err is a context's, failed otherwise.

@@ -60,7 +60,7 @@ func (a *actor) requestUnload(o UnloadOptions) (registry.Operation, bool, error)
 		}
 	case registry.RuntimeBackoff:
 		a.stopRetry()
-		if err := a.move(registry.TriggerCancel, func(rt *registry.Runtime) { rt.Desired, rt.Attempts = registry.RuntimeStopped, 0 }); err != nil {
+		if err := a.move(registry.TriggerCancel, func(rt *registry.Runtime) { a.unwanted(rt); rt.Attempts = 0 }); err != nil {
 			return registry.Operation{}, false, err
 		}
 	case registry.RuntimeFailed:
@@ -90,7 +90,7 @@ func (a *actor) beginUnload(actor, cause string) (*tracker, error) {
 		return nil, err
 	}
 	asleep := a.rt.State == registry.RuntimeSleeping
-	if err := a.move(registry.TriggerUnload, func(rt *registry.Runtime) { rt.Desired, rt.OperationID = registry.RuntimeStopped, t.op.ID }); err != nil {
+	if err := a.move(registry.TriggerUnload, func(rt *registry.Runtime) { a.unwanted(rt); rt.OperationID = t.op.ID }); err != nil {
 		t.finish(err, "")
 		return nil, err
 	}
@@ -107,7 +107,7 @@ func (a *actor) beginUnload(actor, cause string) (*tracker, error) {
 			return
 		}
 		a.drained = nil
-		a.must(a.move(registry.TriggerDrained, nil))
+		a.happened(registry.TriggerDrained, nil)
 		a.beginStop()
 	}
 	if a.active == 0 {
@@ -139,6 +139,7 @@ func (a *actor) beginStop() {
 	}
 	a.m.goWork(func() {
 		released, err := a.m.stop(inst, rt, j.track)
+		a.m.forgetDir(rt.InstanceID)
 		a.post(func() {
 			if a.rt.State != registry.RuntimeStopping {
 				return
@@ -256,6 +257,7 @@ func onGPUs(s registry.Sample, device string, pids []int) int64 {
 func (a *actor) shutdown(ctx context.Context) {
 	var t *tracker
 	err := a.do(ctx, func() error {
+		a.closing = true
 		a.stopRetry()
 		if a.next != nil {
 			a.next.track.finish(context.Canceled, "Cancelled: the server stopped.")
@@ -272,8 +274,16 @@ func (a *actor) shutdown(ctx context.Context) {
 	}
 	select {
 	case <-t.done:
+		return
 	case <-ctx.Done():
 	}
+	// The time is over: the requests that are still being answered are cut off, or the engine would stay behind.
+	a.must(a.do(context.WithoutCancel(ctx), func() error {
+		if a.drained != nil {
+			a.drained()
+		}
+		return nil
+	}))
 }
 
 // requestUnloadIfActive is requestUnload without an operation for models that hold nothing.
