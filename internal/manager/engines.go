@@ -103,15 +103,13 @@ func (m *Manager) Engines(ctx context.Context) []registry.EngineStatus {
 
 // ForPeople leaves out the lines of an engine's log that it writes for its loader.
 func (m *Manager) ForPeople(lines []string) []string {
+	var noise []string
+	for _, l := range m.Loaders {
+		noise = append(noise, l.Info().LogNoise...)
+	}
 	out := lines[:0:0]
 	for _, line := range lines {
-		noise := false
-		for _, l := range m.Loaders {
-			for _, p := range l.Info().LogNoise {
-				noise = noise || strings.HasPrefix(line, p)
-			}
-		}
-		if !noise {
+		if !slices.ContainsFunc(noise, func(p string) bool { return strings.HasPrefix(line, p) }) {
 			out = append(out, line)
 		}
 	}
