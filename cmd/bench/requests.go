@@ -1,0 +1,240 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"sync"
+	"time"
+)
+
+// starts is how many times the start is measured.
+const starts = 7
+
+// ready measures the time to the first 200 of /readyz with all models registered, and the memory when idle after that.
+func (b *bench) ready(ctx context.Context) error {
+	dir, file, err := b.fullRegistry(ctx)
+	if err != nil {
+		return err
+	}
+	b.say("starting the server %d times", starts)
+	var took []time.Duration
+	for i := range starts {
+		s, err := b.start(ctx, dir, file)
+		if err != nil {
+			return err
+		}
+		took = append(took, s.ready)
+		if i == starts-1 {
+			err = b.idle(ctx, s)
+		}
+		if stopErr := s.stop(); err == nil {
+			err = stopErr
+		}
+		if err != nil {
+			return err
+		}
+	}
+	b.line("server ready, median of 7 starts", float64(median(took)), float64(150*time.Millisecond), millis, fmt.Sprintf("%s … %s; files in the page cache", ms(took[0]), ms(took[len(took)-1])))
+	return nil
+}
+
+func (b *bench) idle(ctx context.Context, s *server) error {
+	b.say("idling for 5 s")
+	select {
+	case <-time.After(5 * time.Second):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	all, err := s.memory("VmRSS")
+	if err != nil {
+		return err
+	}
+	own, err := s.memory("RssAnon")
+	if err != nil {
+		return err
+	}
+	b.line("resident memory after 5 s idle", all, 60e6, megabytes, fmt.Sprintf("of these %.1f MB its own, the rest pages of files", own/1e6))
+	return nil
+}
+
+// list measures the list, search and filter over HTTP, each at a fixed rate, and the console's page.
+func (b *bench) list(ctx context.Context) error {
+	dir, file, err := b.fullRegistry(ctx)
+	if err != nil {
+		return err
+	}
+	s, err := b.start(ctx, dir, file)
+	if err != nil {
+		return err
+	}
+	err = b.listLines(ctx, s)
+	if stopErr := s.stop(); err == nil {
+		err = stopErr
+	}
+	return err
+}
+
+func (b *bench) listLines(ctx context.Context, s *server) error {
+	rnd := rand.New(rand.NewPCG(1, 2)) // the same requests in every run
+	anyModel := func() int { return rnd.IntN(b.models) }
+	const api = "/api/v1/models?limit=50"
+	lines := []struct {
+		name string
+		path func() string
+		hits func(total, n int) bool // whether the answer is what was asked for
+	}{
+		{"list, first page", func() string { return api }, func(total, n int) bool { return total >= b.models && n == 50 }},
+		{"list, deep page", func() string { return api + "&after=" + url.QueryEscape(modelAt(anyModel()).ModelID) }, func(total, _ int) bool { return total >= b.models }},
+		{"search, one hit", func() string { return fmt.Sprintf("%s&q=instruct-%06d", api, anyModel()) }, func(_, n int) bool { return n >= 1 }},
+		{"search, many hits", func() string { return api + "&q=" + families[anyModel()%len(families)] + "+support+desk" }, func(total, n int) bool { return n == 50 && total > 50 }},
+		{"search, no hit", func() string { return fmt.Sprintf("%s&q=nowhere-%06d", api, anyModel()) }, func(_, n int) bool { return n == 0 }},
+		{"filter, team and source", func() string { return fmt.Sprintf("%s&team=team-%d&source_type=local", api, anyModel()%(teams/5)*5+1) }, func(_, n int) bool { return n > 0 }},
+		{"filter, status ready (none)", func() string { return api + "&status=ready" }, func(_, n int) bool { return n == 0 }},
+		{"console's models page", func() string { return "/models" }, nil},
+		{"console's models page, search", func() string { return fmt.Sprintf("/models?q=instruct-%06d", anyModel()) }, nil},
+	}
+	if err := warm(ctx, s); err != nil {
+		return err
+	}
+	for _, l := range lines {
+		b.say("%s: %d requests/s for %s", l.name, b.rate, b.span)
+		paths := make([]string, int(b.span.Seconds()*float64(b.rate)))
+		for i := range paths {
+			paths[i] = l.path()
+		}
+		got, err := openLoop(ctx, b.rate, len(paths), func(ctx context.Context, i int) error {
+			out, err := s.do(ctx, "GET", paths[i], nil)
+			if err != nil || l.hits == nil {
+				return err
+			}
+			var page struct {
+				Models []json.RawMessage `json:"models"`
+				Total  int               `json:"total"`
+			}
+			if err := json.Unmarshal(out, &page); err != nil {
+				return err
+			}
+			if !l.hits(page.Total, len(page.Models)) {
+				return fmt.Errorf("%s: %d models of %d", paths[i], len(page.Models), page.Total)
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("%s: %w", l.name, err)
+		}
+		b.line(l.name+", p99", float64(quantile(got.latency, .99)), float64(10*time.Millisecond), millis, got.note())
+	}
+	return nil
+}
+
+// warm waits until searches are answered: the first one after a start waits for the index.
+func warm(ctx context.Context, s *server) error {
+	_, err := s.do(ctx, "GET", "/api/v1/models?q=instruct&limit=1", nil)
+	return err
+}
+
+// timings are what an open loop of requests gave.
+type timings struct {
+	latency []time.Duration // from when the request was due to its whole answer
+	late    []time.Duration // how late this program sent it
+}
+
+// note says the median and how far this program itself was behind: that is the machine's load and not the server.
+func (t timings) note() string {
+	return fmt.Sprintf("p50 %s; %d requests; sent late by %s at p99", ms(median(t.latency)), len(t.latency), ms(quantile(t.late, .99)))
+}
+
+// openLoop sends n requests at a fixed rate whether or not earlier ones were answered, and times each from the moment
+// at which it was due: a server that stalls is charged for all that it keeps waiting. The first error ends it.
+func openLoop(ctx context.Context, rate, n int, request func(ctx context.Context, i int) error) (timings, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	t := timings{latency: make([]time.Duration, n), late: make([]time.Duration, n)}
+	var wg sync.WaitGroup
+	begun := time.Now().Add(50 * time.Millisecond)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	<-timer.C
+	for i := range n {
+		due := begun.Add(time.Duration(i) * time.Second / time.Duration(rate))
+		timer.Reset(time.Until(due))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		wg.Go(func() {
+			t.late[i] = time.Since(due)
+			if err := request(ctx, i); err != nil {
+				cancel(err)
+			}
+			t.latency[i] = time.Since(due)
+		})
+	}
+	wg.Wait()
+	return t, context.Cause(ctx)
+}
+
+// register measures the registration of one model beside all the others and a models file of moderate size, into which
+// it is written back.
+func (b *bench) register(ctx context.Context) error {
+	dir, file, err := b.fullRegistry(ctx)
+	if err != nil {
+		return err
+	}
+	s, err := b.start(ctx, dir, file)
+	if err != nil {
+		return err
+	}
+	err = b.registerLine(ctx, s, file)
+	if stopErr := s.stop(); err == nil {
+		err = stopErr
+	}
+	return err
+}
+
+func (b *bench) registerLine(ctx context.Context, s *server, file string) error {
+	const n, rate = 200, 20
+	b.say("registering %d models, one at a time, %d/s", n, rate)
+	if err := warm(ctx, s); err != nil {
+		return err
+	}
+	run := fmt.Sprint(time.Now().UnixNano())
+	var mu sync.Mutex // one at a time: this is a person or a script, not a stampede
+	var took []time.Duration
+	got, err := openLoop(ctx, rate, n, func(ctx context.Context, i int) error {
+		mu.Lock()
+		defer mu.Unlock()
+		m := modelAt(i)
+		m.ModelID = fmt.Sprintf("bench-%s/%s", run, m.ModelID)
+		m.Team = "default"
+		body, err := json.Marshal(m)
+		if err != nil {
+			return err
+		}
+		begun := time.Now()
+		_, err = s.do(ctx, "POST", "/api/v1/models", body)
+		took = append(took, time.Since(begun))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	written, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	if !bytes.Contains(written, []byte("bench-"+run+"/")) {
+		return fmt.Errorf("nothing of it was written into the models file")
+	}
+	b.line("register one model, p99", float64(quantile(got.latency, .99)), float64(10*time.Millisecond), millis,
+		fmt.Sprintf("%s; the answer alone p99 %s; models file of %d entries written back each time", got.note(), ms(quantile(took, .99)), moderate))
+	return nil
+}
