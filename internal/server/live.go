@@ -189,7 +189,7 @@ const (
 	liveEvery  = 250 * time.Millisecond // at most this often something is sent
 	liveTick   = 2 * time.Second        // and at least this often it is looked: times grow old without an event
 	logTick    = time.Second            // with an engine's log
-	recheck    = 10 * time.Second       // the caller's rights are looked up anew
+	recheck    = 5 * time.Second        // the caller's rights are looked up anew
 	liveLength = 10 * time.Minute       // then the browser connects again and proves its session again
 	maxRows    = 200                    // rows sent at once
 )
