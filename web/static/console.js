@@ -154,6 +154,7 @@ document.addEventListener("htmx:sseBeforeMessage", (e) => {
 });
 document.addEventListener("htmx:sseMessage", (e) => {
   const log = e.target;
+  if (log.id === "log-box") logsToEnd(); // a whole new log begins at its end
   if (!log.matches?.(".log")) return;
   while (log.childElementCount > 500) log.firstElementChild.remove();
   if (log.dataset.end) log.scrollTop = log.scrollHeight;
