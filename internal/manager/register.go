@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"io"
+	"strings"
 
 	"github.com/industriverse/llmmodelmanager/internal/manifest"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
@@ -208,7 +209,6 @@ type ImportResult struct {
 // asked for each entry's team; an entry of a team that the caller may not register for is an issue.
 func (m *Manager) Import(ctx context.Context, doc *manifest.Document, o PutOptions, dryRun bool, allowed func(team string) error) (ImportResult, error) {
 	res := ImportResult{DryRun: dryRun, Added: []string{}, Changed: []string{}, Unchanged: []string{}, Issues: append([]registry.FieldError{}, doc.Issues...)}
-	var models []registry.Model
 	kept := &manifest.Document{}
 	for _, e := range doc.Entries {
 		if allowed != nil {
@@ -217,14 +217,18 @@ func (m *Manager) Import(ctx context.Context, doc *manifest.Document, o PutOptio
 				continue
 			}
 		}
-		kept.Entries = append(kept.Entries, e)
-		model := e.Model
-		if len(model.CustomLoaderParams) > 0 {
-			if old, err := m.store.Model(ctx, model.ModelID); err == nil {
-				model.CustomLoaderParams = registry.KeepSecrets(model.CustomLoaderParams, old.CustomLoaderParams)
+		if dryRun {
+			if is := m.differsInCase(ctx, e); is != nil {
+				res.Issues = append(res.Issues, *is)
+				continue
 			}
 		}
-		models = append(models, model)
+		if len(e.Model.CustomLoaderParams) > 0 {
+			if old, err := m.store.Model(ctx, e.Model.ModelID); err == nil {
+				e.Model.CustomLoaderParams = registry.KeepSecrets(e.Model.CustomLoaderParams, old.CustomLoaderParams)
+			}
+		}
+		kept.Entries = append(kept.Entries, e)
 	}
 	if dryRun {
 		res.Changes = manifest.Diff(kept, func(id string) (registry.Record, bool) {
@@ -245,10 +249,11 @@ func (m *Manager) Import(ctx context.Context, doc *manifest.Document, o PutOptio
 		return res, nil
 	}
 	toFile := o.Persist && m.Manifest != nil
-	added, changed, unchanged, err := m.store.PutModels(ctx, models, store.PutOptions{Actor: o.Actor, Persist: o.Persist, ToManifest: toFile})
+	added, changed, unchanged, issues, err := m.putEntries(ctx, kept.Entries, store.PutOptions{Actor: o.Actor, Persist: o.Persist, ToManifest: toFile})
 	if err != nil {
 		return res, err
 	}
+	res.Issues = append(res.Issues, issues...)
 	res.Added, res.Changed, res.Unchanged = append(res.Added, added...), append(res.Changed, changed...), append(res.Unchanged, unchanged...)
 	for i, ids := range [][]string{added, changed} {
 		kind := []registry.EventKind{registry.EventModelRegistered, registry.EventModelUpdated}[i]
@@ -302,18 +307,67 @@ func (m *Manager) firstImport(ctx context.Context) error {
 	if done {
 		return nil
 	}
-	models := make([]registry.Model, len(doc.Entries))
-	for i, e := range doc.Entries {
-		models[i] = e.Model
-	}
-	added, changed, _, err := m.store.PutModels(ctx, models, store.PutOptions{Actor: "models.yaml", Persist: true})
+	added, changed, _, issues, err := m.putEntries(ctx, doc.Entries, store.PutOptions{Actor: "models.yaml", Persist: true})
 	if err != nil {
 		m.log.Error("The models file could not be imported", "path", m.Manifest.Path(), "err", err)
 		m.setManifest(err, doc.Issues)
 		return nil
 	}
+	doc.Issues = append(doc.Issues, issues...)
+	m.setManifest(nil, doc.Issues)
 	m.log.Info("Models file imported", "path", m.Manifest.Path(), "added", len(added), "changed", len(changed), "left_out", len(doc.Issues))
 	return m.store.SetSetting(ctx, key, m.now().UTC().Format("2006-01-02T15:04:05Z"))
+}
+
+// recheckManifest looks at the models file again if it could not be read at the start: it has just been written, so
+// somebody has mended it.
+func (m *Manager) recheckManifest() {
+	if st := m.imported.Load(); st == nil || st.Err == "" {
+		return
+	}
+	doc, err := m.Manifest.Read()
+	if err != nil {
+		m.setManifest(err, nil)
+		return
+	}
+	m.setManifest(nil, doc.Issues)
+}
+
+// differsInCase returns the problem of an entry whose id differs only in case from a registered one, nil for any other.
+// The store says so in the words of its CodeNotFound.
+func (m *Manager) differsInCase(ctx context.Context, e manifest.Entry) *registry.FieldError {
+	_, err := m.store.Model(ctx, e.Model.ModelID)
+	if registry.CodeOf(err) != registry.CodeNotFound || !strings.Contains(err.Error(), "Did you mean") {
+		return nil
+	}
+	return &registry.FieldError{Field: e.Model.ModelID, Msg: err.Error() + " Ids that differ only in case cannot both be registered", Line: e.Line, Column: e.Column}
+}
+
+// putEntries registers entries, all in one transaction, and leaves out those whose id differs only in case from a
+// registered one.
+func (m *Manager) putEntries(ctx context.Context, entries []manifest.Entry, o store.PutOptions) (added, changed, unchanged []string, issues []registry.FieldError, err error) {
+	put := func() error {
+		models := make([]registry.Model, len(entries))
+		for i, e := range entries {
+			models[i] = e.Model
+		}
+		added, changed, unchanged, err = m.store.PutModels(ctx, models, o)
+		return err
+	}
+	if err = put(); registry.CodeOf(err) != registry.CodeConflict {
+		return added, changed, unchanged, nil, err
+	}
+	var good []manifest.Entry
+	for _, e := range entries {
+		if is := m.differsInCase(ctx, e); is != nil {
+			issues = append(issues, *is)
+			continue
+		}
+		good = append(good, e)
+	}
+	entries = good
+	err = put()
+	return added, changed, unchanged, issues, err
 }
 
 func (m *Manager) setManifest(err error, issues []registry.FieldError) {

@@ -277,6 +277,12 @@ func (w *watcher) Handle(_ context.Context, rec slog.Record) error {
 	return nil
 }
 
+func (w *watcher) all() []stateMove {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return append([]stateMove(nil), w.moves...)
+}
+
 // problems returns what must not have happened, moves that the transition table does not have included.
 func (w *watcher) problems() []string {
 	w.mu.Lock()

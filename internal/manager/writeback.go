@@ -98,6 +98,7 @@ func (w *writeback) flush(ctx context.Context) {
 		err = w.m.Manifest.Apply(edits)
 	}
 	if err == nil {
+		w.m.recheckManifest()
 		err = w.m.store.ManifestDone(ctx, last)
 	}
 	if ctx.Err() == nil {
