@@ -83,9 +83,9 @@ func (b *bench) eventsLine(ctx context.Context, s *server) error {
 	}
 	b.say("changing a model %d times, every %s", changes, pace)
 	path := "/api/v1/models/" + strings.ReplaceAll(id, "/", "%2F")
-	_, err = openLoop(ctx, int(time.Second/pace), changes, func(ctx context.Context, i int) error {
+	_, err = openLoop(ctx, int(time.Second/pace), changes, func(ctx context.Context, i int) (func() error, error) {
 		_, err := s.do(ctx, "PATCH", path, fmt.Appendf(nil, `{"description": "change %d"}`, i))
-		return err
+		return nil, err
 	})
 	want := (subscribers - deaf) * changes
 	for deadline := time.Now().Add(10 * time.Second); err == nil && w.count() < want && time.Now().Before(deadline); {

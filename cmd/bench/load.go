@@ -143,6 +143,7 @@ func loadOnce(ctx context.Context, s *server, id string) (time.Duration, *comman
 type command struct {
 	argv, env []string
 	dir, key  string
+	client    *http.Client
 }
 
 func commandOf(pid int) (*command, error) {
@@ -158,7 +159,8 @@ func commandOf(pid int) (*command, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &command{argv: argv, env: env}
+	// A connection for each question: the engine closes one after a hundred, which would be an error in the middle.
+	c := &command{argv: argv, env: env, client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
 	if c.dir, err = os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err != nil {
 		return nil, err
 	}
@@ -187,6 +189,14 @@ func (c *command) run(ctx context.Context) (health, answer time.Duration, err er
 		cmd.Dir = "" // the instance's folder went with it
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// As we start it, the engine ends when its stdin does.
+	stdin, hold, err := os.Pipe()
+	if err != nil {
+		return 0, 0, err
+	}
+	defer stdin.Close()
+	defer hold.Close()
+	cmd.Stdin = stdin
 	begun := time.Now()
 	if err := cmd.Start(); err != nil {
 		return 0, 0, err
@@ -233,7 +243,7 @@ func (c *command) ask(ctx context.Context, method, url string, body []byte) (int
 	}
 	req.Header.Set("Authorization", "Bearer "+c.key)
 	req.Header.Set("Content-Type", "application/json")
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := c.client.Do(req)
 	if err != nil {
 		return 0, err
 	}

@@ -107,22 +107,24 @@ func (b *bench) listLines(ctx context.Context, s *server) error {
 		for i := range paths {
 			paths[i] = l.path()
 		}
-		got, err := openLoop(ctx, b.rate, len(paths), func(ctx context.Context, i int) error {
+		got, err := openLoop(ctx, b.rate, len(paths), func(ctx context.Context, i int) (func() error, error) {
 			out, err := s.do(ctx, "GET", paths[i], nil)
 			if err != nil || l.hits == nil {
-				return err
+				return nil, err
 			}
-			var page struct {
-				Models []json.RawMessage `json:"models"`
-				Total  int               `json:"total"`
-			}
-			if err := json.Unmarshal(out, &page); err != nil {
-				return err
-			}
-			if !l.hits(page.Total, len(page.Models)) {
-				return fmt.Errorf("%s: %d models of %d", paths[i], len(page.Models), page.Total)
-			}
-			return nil
+			return func() error {
+				var page struct {
+					Models []json.RawMessage `json:"models"`
+					Total  int               `json:"total"`
+				}
+				if err := json.Unmarshal(out, &page); err != nil {
+					return err
+				}
+				if !l.hits(page.Total, len(page.Models)) {
+					return fmt.Errorf("%s: %d models of %d", paths[i], len(page.Models), page.Total)
+				}
+				return nil
+			}, nil
 		})
 		if err != nil {
 			return fmt.Errorf("%s: %w", l.name, err)
@@ -150,8 +152,9 @@ func (t timings) note() string {
 }
 
 // openLoop sends n requests at a fixed rate whether or not earlier ones were answered, and times each from the moment
-// at which it was due: a server that stalls is charged for all that it keeps waiting. The first error ends it.
-func openLoop(ctx context.Context, rate, n int, request func(ctx context.Context, i int) error) (timings, error) {
+// at which it was due: a server that stalls is charged for all that it keeps waiting. What a request returns checks its
+// answer, when the time was taken. The first error ends it.
+func openLoop(ctx context.Context, rate, n int, request func(ctx context.Context, i int) (check func() error, err error)) (timings, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	t := timings{latency: make([]time.Duration, n), late: make([]time.Duration, n)}
@@ -172,10 +175,14 @@ func openLoop(ctx context.Context, rate, n int, request func(ctx context.Context
 		}
 		wg.Go(func() {
 			t.late[i] = time.Since(due)
-			if err := request(ctx, i); err != nil {
+			check, err := request(ctx, i)
+			t.latency[i] = time.Since(due)
+			if err == nil && check != nil {
+				err = check()
+			}
+			if err != nil {
 				cancel(err)
 			}
-			t.latency[i] = time.Since(due)
 		})
 	}
 	wg.Wait()
@@ -209,7 +216,7 @@ func (b *bench) registerLine(ctx context.Context, s *server, file string) error 
 	run := fmt.Sprint(time.Now().UnixNano())
 	var mu sync.Mutex // one at a time: this is a person or a script, not a stampede
 	var took []time.Duration
-	got, err := openLoop(ctx, rate, n, func(ctx context.Context, i int) error {
+	got, err := openLoop(ctx, rate, n, func(ctx context.Context, i int) (func() error, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		m := modelAt(i)
@@ -217,12 +224,12 @@ func (b *bench) registerLine(ctx context.Context, s *server, file string) error 
 		m.Team = "default"
 		body, err := json.Marshal(m)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		begun := time.Now()
 		_, err = s.do(ctx, "POST", "/api/v1/models", body)
 		took = append(took, time.Since(begun))
-		return err
+		return nil, err
 	})
 	if err != nil {
 		return err
