@@ -388,6 +388,7 @@ func (a *actor) watch(gen int64, inst loaders.Instance) {
 	a.m.goWork(func() {
 		select {
 		case <-inst.Done():
+			a.m.forgetDir(inst.Handle().InstanceID)
 			a.post(func() { a.crashed(gen, inst.Err()) })
 		case <-a.m.ctx.Done():
 		}
@@ -474,7 +475,6 @@ func (a *actor) crashed(gen int64, cause error) {
 		rt.Attempts, rt.Failure, rt.Handle, rt.Endpoint = attempts, failure, nil, nil
 	})
 	a.m.ledger.release(instance)
-	a.m.goWork(func() { a.m.forgetDir(instance) })
 	if attempts > a.m.MaxRestarts {
 		failure.Hint = fmt.Sprintf("It crashed %d times and is not started again by itself. Read the log, then load it again.", attempts)
 		a.happened(registry.TriggerGiveUp, func(rt *registry.Runtime) { rt.Desired, rt.Failure, rt.Attempts = registry.RuntimeStopped, failure, 0 })

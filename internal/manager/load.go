@@ -197,6 +197,9 @@ func (w *loadWork) run(ctx context.Context) {
 	inst, mem, outcome, err := w.load(ctx)
 	gen := w.job.gen
 	var no refusal
+	if err != nil {
+		w.m.forgetDir(w.instance)
+	}
 	switch {
 	case err == nil:
 		kept := false
@@ -222,7 +225,6 @@ func (w *loadWork) run(ctx context.Context) {
 		err := asLoadingError(err)
 		w.a.post(func() { w.a.failed(gen, err) })
 	}
-	w.m.forgetDir(w.instance)
 }
 
 // forgetDir removes the folder of an instance that has ended: an empty one, or what its engine left in it.

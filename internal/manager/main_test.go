@@ -43,6 +43,9 @@ func testMain(m *testing.M) int {
 			return 1
 		}
 	}
+	if dir := os.Getenv(envVictim); dir != "" {
+		return victim(dir)
+	}
 	code := m.Run()
 	if err := goleak.Find(); err != nil && code == 0 {
 		fmt.Println(err)
