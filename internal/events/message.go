@@ -29,11 +29,12 @@ func (m *Message) ID() string { return m.id }
 // Frame returns the message as one frame of server-sent events: id (not for samples), event (the kind) and data (the
 // JSON of registry.Event on one line). It is rendered once for all readers; do not change the bytes.
 func (m *Message) Frame() []byte {
-	m.frameOnce.Do(func() { m.frame = renderFrame(m.id, m.Event) })
+	m.frameOnce.Do(func() { m.frame = RenderFrame(m.id, m.Event) })
 	return m.frame
 }
 
-func renderFrame(id string, e registry.Event) []byte {
+// RenderFrame writes an event as one frame of server-sent events; id may be empty.
+func RenderFrame(id string, e registry.Event) []byte {
 	data, err := json.Marshal(e)
 	if err != nil {
 		// The body was marshalled by Publish, so only a time outside of the years 0 to 9999 can lead here. A frame with

@@ -72,12 +72,17 @@ type apiModel struct {
 	LastUsedAt     time.Time         `json:"last_used_at,omitzero"`
 }
 
-func apiModelOf(l manager.Listed) apiModel {
+// apiModelOf shows a model to the caller: without secrets, and without log lines for who may not read logs.
+func (s *Server) apiModelOf(c echo.Context, l manager.Listed) apiModel {
 	m := apiModel{
 		Record: l.Record, Status: l.Status, Device: l.Device, Engine: l.Record.Engine, LoadedEngine: l.Runtime.Engine, Percent: l.Percent, RequestsPerMin: l.PerMinute,
 		Failure: l.Runtime.Failure, OperationID: l.Runtime.OperationID, LastUsedAt: l.Runtime.LastUsedAt,
 	}
 	m.Record.Model = l.Redacted()
+	if m.Failure != nil && len(m.Failure.LogTail) > 0 && !s.mayReadLog(c, l.Team) {
+		f := *m.Failure
+		f.LogTail, m.Failure = nil, &f
+	}
 	if l.Runtime.State.HoldsMemory() {
 		mem := l.Runtime.Memory
 		m.Memory, m.ReadyAt = &mem, l.Runtime.ReadyAt
@@ -153,7 +158,7 @@ func (s *Server) listModels(c echo.Context) error {
 	}
 	out := make([]apiModel, len(items))
 	for i, l := range items {
-		out[i] = apiModelOf(l)
+		out[i] = s.apiModelOf(c, l)
 	}
 	return c.JSON(http.StatusOK, map[string]any{"models": out, "next": next, "total": total})
 }
@@ -261,7 +266,7 @@ func (s *Server) put(c echo.Context, m registry.Model, register bool) error {
 		status = http.StatusCreated
 		c.Response().Header().Set("Location", "/api/v1/models/"+escape(rec.ModelID))
 	}
-	return c.JSON(status, apiModelOf(got))
+	return c.JSON(status, s.apiModelOf(c, got))
 }
 
 // register applies the policy to a registration or an edit, stores it and writes the audit. Pages and API share it.
@@ -332,7 +337,7 @@ func (s *Server) getModel(c echo.Context) error {
 	}
 	tag := etag(got.Record)
 	c.Response().Header().Set("ETag", tag)
-	return c.JSON(http.StatusOK, apiModelOf(got))
+	return c.JSON(http.StatusOK, s.apiModelOf(c, got))
 }
 
 func (s *Server) deleteModel(c echo.Context) error {
@@ -483,12 +488,12 @@ func (s *Server) loadModel(c echo.Context) error {
 	}
 	c.Response().Header().Set("Location", "/api/v1/operations/"+op.ID)
 	if !op.State.Final() || wait == 0 {
-		return c.JSON(http.StatusAccepted, op)
+		return c.JSON(http.StatusAccepted, s.visibleOperation(c, op))
 	}
 	if err := outcome(c, op); err != nil {
 		return err
 	}
-	return c.JSON(http.StatusOK, op)
+	return c.JSON(http.StatusOK, s.visibleOperation(c, op))
 }
 
 // await waits for an operation, at most for wait.
@@ -527,7 +532,7 @@ func (s *Server) unloadModel(c echo.Context) error {
 	if op, err = s.await(c, op, wait); err != nil {
 		return err
 	}
-	body := map[string]any{"unloaded": unloaded, "operation": op}
+	body := map[string]any{"unloaded": unloaded, "operation": s.visibleOperation(c, op)}
 	if !op.State.Final() {
 		return c.JSON(http.StatusAccepted, body)
 	}
@@ -571,7 +576,7 @@ func (s *Server) modelInstance(c echo.Context) error {
 	}
 	if !op.State.Final() {
 		c.Response().Header().Set("Location", "/api/v1/operations/"+op.ID)
-		return c.JSON(http.StatusAccepted, op)
+		return c.JSON(http.StatusAccepted, s.visibleOperation(c, op))
 	}
 	if err := outcome(c, op); err != nil {
 		return err
@@ -617,7 +622,7 @@ func (s *Server) setRegistration(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.JSON(http.StatusOK, apiModelOf(got))
+	return c.JSON(http.StatusOK, s.apiModelOf(c, got))
 }
 
 // mayOperate checks an operation's team: that of its model; those of engines and of models that are gone are for
@@ -647,17 +652,15 @@ func (s *Server) listOperations(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	ops, next, err := s.Manager.Operations(c.Request().Context(), store.OperationQuery{Subject: c.QueryParam("model"), Kind: registry.OperationKind(c.QueryParam("kind")), State: registry.OperationState(c.QueryParam("state")), Limit: limit, After: c.QueryParam("after")})
+	q := store.OperationQuery{Subject: c.QueryParam("model"), Kind: registry.OperationKind(c.QueryParam("kind")), State: registry.OperationState(c.QueryParam("state")), After: c.QueryParam("after")}
+	ops, next, err := s.operations(c, q, limit, nil)
 	if err != nil {
 		return err
 	}
-	out := []registry.Operation{}
-	for _, op := range ops {
-		if s.mayOperate(c.Request().Context(), op, auth.OperationRead) == nil {
-			out = append(out, op)
-		}
+	if ops == nil {
+		ops = []registry.Operation{}
 	}
-	return c.JSON(http.StatusOK, map[string]any{"operations": out, "next": next})
+	return c.JSON(http.StatusOK, map[string]any{"operations": ops, "next": next})
 }
 
 func (s *Server) getOperation(c echo.Context) error {
@@ -675,7 +678,7 @@ func (s *Server) getOperation(c echo.Context) error {
 	if op, err = s.await(c, op, wait); err != nil {
 		return err
 	}
-	return c.JSON(http.StatusOK, op)
+	return c.JSON(http.StatusOK, s.visibleOperation(c, op))
 }
 
 func (s *Server) cancelOperation(c echo.Context) error {
@@ -692,7 +695,7 @@ func (s *Server) cancelOperation(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.JSON(http.StatusOK, op)
+	return c.JSON(http.StatusOK, s.visibleOperation(c, op))
 }
 
 func (s *Server) getResources(c echo.Context) error {
@@ -732,9 +735,9 @@ func (s *Server) installEngine(c echo.Context) error {
 		if err := outcome(c, op); err != nil {
 			return err
 		}
-		return c.JSON(http.StatusOK, op)
+		return c.JSON(http.StatusOK, s.visibleOperation(c, op))
 	}
-	return c.JSON(http.StatusAccepted, op)
+	return c.JSON(http.StatusAccepted, s.visibleOperation(c, op))
 }
 
 func (s *Server) importManifest(c echo.Context) error {
@@ -802,8 +805,8 @@ func (s *Server) exportManifest(c echo.Context) error {
 }
 
 func (s *Server) manifestStatus(c echo.Context) error {
-	st := s.Manager.ManifestStatus(c.Request().Context())
-	if st == nil {
+	st := s.visibleManifest(c)
+	if st.Path == "" {
 		return registry.Errorf(registry.CodeNotFound, "The server was started without a models file")
 	}
 	return c.JSON(http.StatusOK, st)

@@ -143,12 +143,14 @@ func wantsJSON(r *http.Request) bool {
 }
 
 func (s *Server) problem(c echo.Context, e *registry.Error, status int, msg string) error {
+	if shown := s.visibleProblem(c, registry.Problem{Code: e.Code, Msg: msg, Shortage: e.Shortage}); shown.Shortage != nil {
+		only := *e
+		only.Shortage = shown.Shortage
+		e, msg = &only, shown.Msg
+	}
 	p := problemBody{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: msg, Code: e.Code, Fields: e.Fields, Failure: e.Failure, Shortage: e.Shortage}
 	if sh := e.Shortage; sh != nil {
-		p.Needed, p.Free, p.Device, p.Holders = &sh.Needed, &sh.Free, sh.Device, s.visibleHolders(c, sh.Holders)
-		only := *sh
-		only.Holders = p.Holders
-		p.Shortage = &only
+		p.Needed, p.Free, p.Device, p.Holders = &sh.Needed, &sh.Free, sh.Device, sh.Holders
 	}
 	if op, ok := c.Get("operation").(string); ok {
 		p.Operation = op

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"encoding/json"
 	"net/http"
 	"strings"
 	"sync"
@@ -53,8 +54,10 @@ func (s *Server) streamEvents(c echo.Context) error {
 		return nil // gone already; nobody is left to be told
 	}
 	ctx, cancel := s.streamContext(c)
-	defer cancel()
-	go st.beat(ctx.Done())
+	var beating sync.WaitGroup
+	beating.Go(func() { st.beat(ctx.Done()) })
+	// The answer must not be written to after the handler has returned.
+	defer func() { cancel(); beating.Wait() }()
 	for {
 		batch, err := sub.Next(ctx)
 		if err != nil {
@@ -62,7 +65,7 @@ func (s *Server) streamEvents(c echo.Context) error {
 		}
 		frames := make([][]byte, len(batch))
 		for i, m := range batch {
-			frames[i] = m.Frame()
+			frames[i] = s.visibleFrame(c, m)
 		}
 		if st.write(frames...) != nil {
 			return nil
@@ -98,6 +101,41 @@ func (s *Server) visibleEvents(c echo.Context) func(registry.Event) bool {
 		seen[e.Subject] = ok
 		return ok
 	}
+}
+
+// visibleFrame is the frame of an event as the caller may see it. An operation may name models of other teams and
+// quote the engine's log; admins share the frame that was rendered once, others get one of their own.
+func (s *Server) visibleFrame(c echo.Context, m *events.Message) []byte {
+	id := auth.FromContext(c.Request().Context())
+	if id.Admin || (m.Kind != registry.EventOperation && m.Kind != registry.EventModelStatus) {
+		return m.Frame()
+	}
+	e := m.Event
+	var body any
+	switch e.Kind {
+	case registry.EventOperation:
+		var op registry.Operation
+		if json.Unmarshal(e.Body, &op) != nil {
+			return nil
+		}
+		body = s.visibleOperation(c, op)
+	default:
+		var st registry.ModelStatus
+		if json.Unmarshal(e.Body, &st) != nil {
+			return nil
+		}
+		if rec, err := s.Store.Model(c.Request().Context(), st.ModelID); st.Failure != nil && (err != nil || !s.mayReadLog(c, rec.Team)) {
+			f := *st.Failure
+			f.LogTail, st.Failure = nil, &f
+		}
+		body = st
+	}
+	b, err := json.Marshal(body)
+	if err != nil {
+		return nil
+	}
+	e.Body = b
+	return events.RenderFrame(m.ID(), e)
 }
 
 // stream is one answer of server-sent events. Writes are serialised: events and heartbeats come from two goroutines.
