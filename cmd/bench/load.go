@@ -177,7 +177,7 @@ func commandOf(pid int) (*command, error) {
 
 // run starts the command on a port of its own and returns the time until /health is 200, and until a first answer.
 func (c *command) run(ctx context.Context) (health, answer time.Duration, err error) {
-	port, err := freePort()
+	port, err := freePort(ctx)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -205,7 +205,9 @@ func (c *command) run(ctx context.Context) (health, answer time.Duration, err er
 	go func() { ended <- cmd.Wait() }()
 	defer func() {
 		killErr := syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-		<-ended
+		if endErr := <-ended; endErr == nil {
+			err = errors.Join(err, errors.New("the engine ended by itself while it was measured"))
+		}
 		if err == nil && !errors.Is(killErr, syscall.ESRCH) {
 			err = killErr
 		}

@@ -95,7 +95,11 @@ func (b *bench) run(ctx context.Context, only string) error {
 		if err != nil {
 			return err
 		}
-		defer os.RemoveAll(dir)
+		defer func() {
+			if err := os.RemoveAll(dir); err != nil {
+				b.say("%s could not be removed: %v", dir, err)
+			}
+		}()
 		b.dir = dir
 	} else if err := os.MkdirAll(b.dir, 0o700); err != nil {
 		return err

@@ -32,7 +32,7 @@ type server struct {
 
 // start starts the server on dir, with a models file if models is not "", and returns when it is ready. Stop it.
 func (b *bench) start(ctx context.Context, dir, models string, flags ...string) (*server, error) {
-	port, err := freePort()
+	port, err := freePort(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -50,7 +50,8 @@ func (b *bench) start(ctx context.Context, dir, models string, flags ...string) 
 	// Redirects are not followed: a page that sends to the sign-in is not the page that is measured.
 	s.client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 256, MaxIdleConns: 256},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	s.cmd = exec.Command(b.binary, args...)
+	// Not ended with ctx: it is told to stop, so that it ends its engines.
+	s.cmd = exec.CommandContext(context.WithoutCancel(ctx), b.binary, args...)
 	for _, kv := range os.Environ() {
 		if !strings.HasPrefix(kv, "LLMM_") {
 			s.cmd.Env = append(s.cmd.Env, kv)
@@ -74,14 +75,9 @@ func (s *server) awaitReady(ctx context.Context) error {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for {
-		resp, err := s.client.Get(s.base + "/readyz")
-		if err == nil {
-			_, _ = io.Copy(io.Discard, resp.Body) // an answer cut short is asked for again
-			_ = resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
-				s.ready = time.Since(s.began)
-				return nil
-			}
+		if _, err := s.do(ctx, "GET", "/readyz", nil); err == nil {
+			s.ready = time.Since(s.began)
+			return nil
 		}
 		select {
 		case err := <-s.ended:
@@ -113,13 +109,16 @@ func (s *server) stop() error {
 	return errors.Join(fmt.Errorf("the server did not stop within a minute\n%s", tail(s.log)), err)
 }
 
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func freePort(ctx context.Context) (int, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return 0, err
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err = errors.Join(err, l.Close()); err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(port)
 }
 
 // tail is the end of a log, for a message.
