@@ -109,7 +109,7 @@ func New(o Options) *Manager {
 // the background work. It returns when the manager may be used; a bad models file never blocks it.
 func (m *Manager) Start(ctx context.Context) error {
 	for _, dir := range []string{m.logDir(), m.runDir()} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		if err := os.MkdirAll(dir, 0o700); err != nil { //nolint:gosec // the data folder is the operator's choice
 			return registry.Errorf(registry.CodeUnavailable, "The data folder cannot be used: %w", err)
 		}
 	}

@@ -127,8 +127,9 @@ func (m *Manager) recover(ctx context.Context, rt registry.Runtime) loaders.Inst
 			// It was starting when we went, or is broken. Either way nobody watched it: it is ended as an orphan.
 			m.log.Info("An engine runs but does not answer; it is ended", "model", rt.ModelID, "err", err)
 			stop, cancel := context.WithTimeout(ctx, m.StopTimeout)
-			defer cancel()
-			if err := inst.Stop(stop); err != nil {
+			err := inst.Stop(stop)
+			cancel()
+			if err != nil {
 				m.log.Error("An engine could not be ended", "model", rt.ModelID, "err", err)
 			}
 			return nil

@@ -256,7 +256,8 @@ func onGPUs(s registry.Sample, device string, pids []int) int64 {
 // next start loads them again.
 func (a *actor) shutdown(ctx context.Context) {
 	var t *tracker
-	err := a.do(ctx, func() error {
+	// Asked for also when the time is over: it is quick, and an engine that is not told stays behind.
+	err := a.do(context.WithoutCancel(ctx), func() error {
 		a.closing = true
 		a.stopRetry()
 		if a.next != nil {
