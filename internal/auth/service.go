@@ -129,7 +129,7 @@ func (s *Service) bootstrapAccount(ctx context.Context) error {
 	return nil
 }
 
-const adminTokenName = "LLMM_ADMIN_TOKEN" //nolint:gosec // the name of a variable, not its value
+const adminTokenName = "LLMM_ADMIN_TOKEN" // the name of a variable, not its value
 
 func badAdminToken() error {
 	return invalid("LLMM_ADMIN_TOKEN cannot be used", "LLMM_ADMIN_TOKEN", "must be 20 to 512 characters of printable ASCII without spaces; make it random, for example with: openssl rand -hex 24")

@@ -91,7 +91,8 @@ func (b *liveBook) add(sample registry.Sample) {
 		if d.Total <= 0 {
 			continue
 		}
-		p := append(b.points[d.ID], float64(d.Used)/float64(d.Total))
+		p := b.points[d.ID]
+		p = append(p, float64(d.Used)/float64(d.Total))
 		if len(p) > sparkPoints {
 			p = append([]float64(nil), p[len(p)-sparkPoints:]...)
 		}

@@ -193,7 +193,7 @@ func TestDiagnoses(t *testing.T) {
 
 func TestProgress(t *testing.T) {
 	state := func(stages, current string, value float64) string {
-		return fmt.Sprintf(`cmd_child_to_router:state:{"state":"loading","payload":{"stages":[%s],"current":"%s","value":%g}}`, stages, current, value)
+		return fmt.Sprintf(`cmd_child_to_router:state:{"state":"loading","payload":{"stages":[%s],"current":%q,"value":%g}}`, stages, current, value)
 	}
 	for _, c := range []struct {
 		weights, done, total int64

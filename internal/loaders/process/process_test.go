@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -357,7 +356,7 @@ func TestFollowerWaitsForWholeLines(t *testing.T) {
 	defer func() { _ = out.Close() }()
 	f := process.Follow(path, 0)
 	for _, step := range []struct{ write, want string }{{"one\ntw", "one"}, {"", ""}, {"o\r\nthree\nfo", "two three"}, {"ur\n", "four"}} {
-		if _, err := io.WriteString(out, step.write); err != nil {
+		if _, err := out.WriteString(step.write); err != nil {
 			t.Fatal(err)
 		}
 		if got := strings.Join(f.Lines(), " "); got != step.want {
