@@ -130,6 +130,7 @@ func (b *bench) run(ctx context.Context, only string) error {
 			fmt.Fprintf(b.out, "%-46s COULD NOT RUN: %v\n", g.name, err)
 		}
 	}
+	fmt.Fprintf(b.out, "\nload average at the end %s\n", loadAverage())
 	if len(b.failed) > 0 {
 		return fmt.Errorf("could not measure: %s", strings.Join(b.failed, ", "))
 	}
@@ -154,13 +155,19 @@ func (b *bench) say(format string, args ...any) {
 
 // header says where and when: a figure means nothing without its machine and what else it was doing.
 func (b *bench) header() {
-	load, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		load = []byte("unknown")
-	}
 	fmt.Fprintf(b.out, "%s, %s/%s, %d CPUs, load average %s, %s, %d models\n\n", time.Now().UTC().Format("2006-01-02 15:04 MST"),
-		runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), strings.Join(strings.Fields(string(load))[:1], ""), runtime.Version(), b.models)
+		runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), loadAverage(), runtime.Version(), b.models)
 	fmt.Fprintf(b.out, "%-46s %12s %12s %7s\n", "", "measured", "budget", "ratio")
+}
+
+// loadAverage is how many processes wanted a CPU in the last minute, ours included.
+func loadAverage() string {
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	first, _, _ := strings.Cut(string(b), " ")
+	return first
 }
 
 // unit is what a line counts.

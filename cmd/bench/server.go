@@ -27,7 +27,8 @@ type server struct {
 	client *http.Client
 	began  time.Time
 	ready  time.Duration // from its start to the first 200 of /readyz
-	ended  chan error
+	ended  chan struct{} // closed when it has ended, with exit
+	exit   error
 }
 
 // start starts the server on dir, with a models file if models is not "", and returns when it is ready. Stop it.
@@ -41,7 +42,7 @@ func (b *bench) start(ctx context.Context, dir, models string, flags ...string) 
 	if models != "" {
 		args = append(args, "--models", models)
 	}
-	s := &server{base: "http://" + addr, token: b.token, log: filepath.Join(b.dir, "server.log"), ended: make(chan error, 1)}
+	s := &server{base: "http://" + addr, token: b.token, log: filepath.Join(b.dir, "server.log"), ended: make(chan struct{})}
 	log, err := os.OpenFile(s.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
@@ -63,7 +64,10 @@ func (b *bench) start(ctx context.Context, dir, models string, flags ...string) 
 	if err := s.cmd.Start(); err != nil {
 		return nil, err
 	}
-	go func() { s.ended <- s.cmd.Wait() }()
+	go func() {
+		s.exit = s.cmd.Wait()
+		close(s.ended)
+	}()
 	if err := s.awaitReady(ctx); err != nil {
 		return nil, errors.Join(err, s.stop())
 	}
@@ -80,9 +84,8 @@ func (s *server) awaitReady(ctx context.Context) error {
 			return nil
 		}
 		select {
-		case err := <-s.ended:
-			s.ended <- err
-			return fmt.Errorf("the server ended before it was ready: %w\n%s", err, tail(s.log))
+		case <-s.ended:
+			return fmt.Errorf("the server ended before it was ready: %w\n%s", s.exit, tail(s.log))
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
