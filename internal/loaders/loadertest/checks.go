@@ -139,7 +139,7 @@ func cancelAtEveryStage(t *testing.T, s *suite) {
 
 func wantCancelled(t *testing.T, err error) {
 	t.Helper()
-	wantFailure(t, err, registry.FailureCancelled)
+	_ = wantFailure(t, err, registry.FailureCancelled)
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("the cause of %v is not context.Canceled", err)
 	}
