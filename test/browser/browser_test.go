@@ -100,12 +100,14 @@ func TestConsole(t *testing.T) {
 	b.until(says("#history", "Load") + ` && document.querySelectorAll("#log span").length > 5`)
 
 	// Ask: words arrive while the answer is being written.
-	b.write("#chat-text", "Write three sentences about the sea.\r")
+	b.write("#chat-text", "Write three sentences about the sea.")
+	b.click("[data-send]")
 	b.until(`growth.filter((g) => g.busy === "true" && g.length > 0).length >= 8`)
-	b.until(`!document.querySelector("[data-chat] [data-stop]:not([hidden])") || document.querySelector(".msg.assistant").textContent.length > 200`)
+	b.until(`!document.querySelector("[data-chat] [data-stop]:not([hidden])") || document.querySelector(".msg.assistant").textContent.length > 600`)
 	js[any](b, `document.querySelector("[data-stop]:not([hidden])")?.click()`)
 	b.until(`document.querySelector("[data-chat]").getAttribute("aria-busy") === "false" && document.querySelector("[data-note]").textContent !== ""`)
 	b.until(`document.querySelector(".msg.error") === null && document.querySelector(".msg.assistant").textContent.length > 20`)
+	b.until(`!document.querySelector("#now").textContent.includes("being answered")`)
 	t.Logf("the answer came in %d pieces", js[int](b, `growth.length`))
 	b.look("model-ready")
 
