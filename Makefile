@@ -44,7 +44,7 @@ generate: ## Write the generated files: templates, diagrams
 
 .PHONY: build
 build: ## Build bin/llmm and bin/fakeengine
-	go build -o bin/llmm .
+	go build -ldflags "-X github.com/industriverse/llmmodelmanager/internal/cli.Version=$$(git describe --always --dirty 2>/dev/null || echo dev)" -o bin/llmm .
 	go build -o bin/fakeengine ./cmd/fakeengine
 
 .PHONY: race

@@ -26,7 +26,7 @@ var Version = "dev"
 // commands is the whole command line.
 type commands struct {
 	Config  kong.ConfigFlag  `help:"A YAML file with flags: listen: 0.0.0.0:8080" placeholder:"FILE" env:"LLMM_CONFIG"`
-	Version kong.VersionFlag `help:"Show the version."`
+	Version kong.VersionFlag `help:"Show the version." env:"-"`
 
 	Serve serveCmd `cmd:"" help:"Run the server and its console."`
 
