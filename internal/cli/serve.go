@@ -70,7 +70,11 @@ func (c *serveCmd) Run(e *env) error {
 		return err
 	}
 	defer unlock()
-	debug.SetGCPercent(50) // a manager beside models: its own memory matters more than its CPU
+	if os.Getenv("GOGC") == "" {
+		// Live memory is small (30 MB at 100,000 models) and a collection takes a core from requests: with the default
+		// of 100 the slowest of a hundred lists took twice as long (docs/benchmarks.md).
+		debug.SetGCPercent(200)
+	}
 
 	st, err := store.Open(e.ctx, store.Options{Path: filepath.Join(c.DataDir, "llmm.db"), Logger: log})
 	if err != nil {

@@ -185,12 +185,12 @@ func rowsOf(db *gorm.DB, keys []string) (map[string]modelRow, map[string]runtime
 	if err != nil {
 		return nil, nil, err
 	}
-	var models []modelRow
-	if err := db.Where(amongKeys, in).Find(&models).Error; err != nil {
+	models, err := scanRows(db.Model(&modelRow{}).Select(modelColumns).Where(amongKeys, in), (*modelRow).fields)
+	if err != nil {
 		return nil, nil, err
 	}
-	var runtimes []runtimeRow
-	if err := db.Where(amongKeys, in).Find(&runtimes).Error; err != nil {
+	runtimes, err := scanRows(db.Model(&runtimeRow{}).Select(runtimeColumns).Where(amongKeys, in), (*runtimeRow).fields)
+	if err != nil {
 		return nil, nil, err
 	}
 	byKey := make(map[string]modelRow, len(models))
