@@ -72,15 +72,19 @@ func (w *writeback) run() {
 				more = false
 			}
 		}
-		w.flush(w.m.ctx)
-		for _, c := range waiting {
-			close(c)
-		}
+		w.flush(w.m.ctx, waiting...)
 	}
 }
 
-// flush writes everything that is pending.
-func (w *writeback) flush(ctx context.Context) {
+// flush writes everything that is pending. Those who wait go on as soon as the file is written: that it is off the list
+// of what is pending matters to the next start only.
+func (w *writeback) flush(ctx context.Context, waiting ...chan struct{}) {
+	written := sync.OnceFunc(func() {
+		for _, c := range waiting {
+			close(c)
+		}
+	})
+	defer written()
 	if w.m.Manifest == nil {
 		return
 	}
@@ -96,6 +100,7 @@ func (w *writeback) flush(ctx context.Context) {
 	edits, last, err := w.edits(ctx, pending)
 	if err == nil {
 		err = w.m.Manifest.Apply(edits)
+		written()
 	}
 	if err == nil {
 		w.m.recheckManifest()
