@@ -253,17 +253,22 @@ func firstIsTaken() error {
 // with err. detail is one line for people; it must not hold a secret. A line that cannot be stored is
 // logged: what was done stays done.
 func (s *Service) Audit(ctx context.Context, action Action, subject string, err error, detail string) {
+	e := s.Entry(ctx, action, subject, err, detail)
+	// What happened is recorded even if whoever asked has gone away since.
+	if serr := s.store.Audit(context.WithoutCancel(ctx), e); serr != nil {
+		s.log.Error("cannot store an audit entry", "actor", e.Actor, "action", e.Action, "subject", e.Subject, "outcome", e.Outcome, "error", serr)
+	}
+}
+
+// Entry is the line that Audit would write, for those who store it together with what was done.
+func (s *Service) Entry(ctx context.Context, action Action, subject string, err error, detail string) registry.AuditEntry {
 	outcome := "ok"
 	if err != nil {
 		outcome = string(registry.CodeOf(err))
 	}
-	e := registry.AuditEntry{
+	return registry.AuditEntry{
 		At: s.now().UTC(), Actor: FromContext(ctx).Actor(), Action: string(action), Subject: oneLine(subject, 320),
 		Outcome: outcome, Detail: oneLine(detail, 500), Remote: oneLine(RemoteFrom(ctx).IP, 64),
-	}
-	// What happened is recorded even if whoever asked has gone away since.
-	if serr := s.store.Audit(context.WithoutCancel(ctx), e); serr != nil {
-		s.log.Error("cannot store an audit entry", "actor", e.Actor, "action", e.Action, "subject", e.Subject, "outcome", e.Outcome, "error", serr)
 	}
 }
 

@@ -70,6 +70,7 @@ type PutOptions struct {
 	Persist   bool  // also into SQLite for good and back into the models file
 	IfVersion int64 // 0 any; otherwise CodeConflict if it changed meanwhile
 	IfAbsent  bool
+	Audit     *registry.AuditEntry // stored in the transaction of a single registration
 }
 
 // Register registers a model or changes it: the guide's register_model. Secrets that came back redacted are kept as they
@@ -85,7 +86,7 @@ func (m *Manager) Register(ctx context.Context, model registry.Model, o PutOptio
 		}
 	}
 	toFile := o.Persist && m.Manifest != nil
-	rec, created, err = m.store.PutModel(ctx, model, store.PutOptions{Actor: o.Actor, Persist: o.Persist, IfVersion: o.IfVersion, IfAbsent: o.IfAbsent, ToManifest: toFile})
+	rec, created, err = m.store.PutModel(ctx, model, store.PutOptions{Actor: o.Actor, Persist: o.Persist, IfVersion: o.IfVersion, IfAbsent: o.IfAbsent, ToManifest: toFile, Audit: o.Audit})
 	if err != nil {
 		return rec, false, err
 	}

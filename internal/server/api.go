@@ -274,7 +274,7 @@ func (s *Server) register(ctx context.Context, m registry.Model, o manager.PutOp
 	id := auth.FromContext(ctx)
 	action := auth.ModelRegister
 	defer func() {
-		if registry.CodeOf(err) != registry.CodeInvalid {
+		if code := registry.CodeOf(err); err != nil && code != registry.CodeInvalid {
 			s.Auth.Audit(ctx, action, "model:"+m.ModelID, err, "")
 		}
 	}()
@@ -298,6 +298,8 @@ func (s *Server) register(ctx context.Context, m registry.Model, o manager.PutOp
 			return rec, false, err
 		}
 	}
+	entry := s.Auth.Entry(ctx, action, "model:"+m.ModelID, nil, "")
+	o.Audit = &entry
 	return s.Manager.Register(ctx, m, o)
 }
 

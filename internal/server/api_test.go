@@ -293,3 +293,22 @@ func TestEvents(t *testing.T) {
 	endOutside()
 	w.member.get("/api/v1/events?kinds=odd").is(http.StatusBadRequest)
 }
+
+// A registration and the line of the audit that says whose it is are one write.
+func TestRegistrationIsAudited(t *testing.T) {
+	w := newWorld(t)
+	w.member.json("POST", "/api/v1/models", w.body("seen", "")).is(http.StatusCreated)
+	w.member.json("PATCH", "/api/v1/models/seen", `{"description":"x"}`).is(http.StatusOK)
+	w.viewer.json("POST", "/api/v1/models", w.body("refused", "")).is(http.StatusForbidden)
+	list, err := w.store.ListAudit(t.Context(), 3, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, e := range list {
+		got = append(got, e.Action+" "+e.Subject+" "+e.Outcome)
+	}
+	if want := []string{"model.register model:refused forbidden", "model.edit model:seen ok", "model.register model:seen ok"}; !slices.Equal(got, want) {
+		t.Errorf("the audit says %q, want %q", got, want)
+	}
+}

@@ -63,6 +63,12 @@ func (s *Store) PutModel(ctx context.Context, m registry.Model, o PutOptions) (r
 		if err != nil {
 			return err
 		}
+		if o.Audit != nil {
+			entry := s.auditRow(*o.Audit)
+			if err := tx.Create(&entry).Error; err != nil {
+				return err
+			}
+		}
 		row, created = written[0].row, written[0].created
 		return nil
 	})

@@ -176,11 +176,15 @@ func (auditRow) TableName() string { return "audit" }
 
 // Audit appends an entry. Its ID is given here; At is now when it is not set.
 func (s *Store) Audit(ctx context.Context, e registry.AuditEntry) error {
+	row := s.auditRow(e)
+	return s.write(ctx, "store.Audit", func(tx *txn) error { return tx.Create(&row).Error })
+}
+
+func (s *Store) auditRow(e registry.AuditEntry) auditRow {
 	if e.At.IsZero() {
 		e.At = s.now()
 	}
-	row := auditRow{At: toNanos(e.At), Actor: e.Actor, Action: e.Action, Subject: e.Subject, Outcome: e.Outcome, Detail: e.Detail, Remote: e.Remote}
-	return s.write(ctx, "store.Audit", func(tx *txn) error { return tx.Create(&row).Error })
+	return auditRow{At: toNanos(e.At), Actor: e.Actor, Action: e.Action, Subject: e.Subject, Outcome: e.Outcome, Detail: e.Detail, Remote: e.Remote}
 }
 
 // ListAudit returns the newest entries first, those with an ID below before (0: all), DefaultLimit of them when limit is 0 and

@@ -55,6 +55,8 @@ type PutOptions struct {
 	// Registration is set when not "". Otherwise a model keeps the one it has, and a new one is active.
 	Registration registry.RegistrationState
 	ToManifest   bool // also put into the manifest outbox, in the same transaction
+	// Audit, when not nil, is appended to the audit in the same transaction: a change and who made it are one write.
+	Audit *registry.AuditEntry
 }
 
 // ManifestChange is a model whose entry in the manifest file has to be written again, or removed.
