@@ -71,8 +71,8 @@ func (c *serveCmd) Run(e *env) error {
 	}
 	defer unlock()
 	if os.Getenv("GOGC") == "" {
-		// Live memory is small (30 MB at 100,000 models) and a collection takes a core from requests: with the default
-		// of 100 the slowest of a hundred lists took twice as long (docs/benchmarks.md).
+		// Live memory is small (30 MB at 100,000 models) and a collection takes a core from requests. Idle memory stays
+		// within its budget; see docs/benchmarks.md.
 		debug.SetGCPercent(200)
 	}
 
