@@ -4,6 +4,7 @@ package sources
 
 import (
 	"context"
+	"time"
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
@@ -30,7 +31,15 @@ type Snapshot struct {
 	Main     string // the file that an engine is to be given, relative to Root; "" means the folder
 	Files    []registry.File
 	Bytes    int64
+	OnDisk   int64          // of Bytes, those that Fetch need not download any more
 	Facts    registry.Facts // from the headers alone
+	Cost     Cost           // what it took to find this out
+}
+
+// Cost is what a look at a source took of the network. Zero for one that is not behind a network.
+type Cost struct {
+	Requests int
+	Bytes    int64
 }
 
 // Source reads one kind of source. Implementations are safe for concurrent use. Both methods return errors with
@@ -45,4 +54,31 @@ type Source interface {
 	// Fetch brings the snapshot to local disk and verifies it. It is resumable and atomic: an artifact is returned
 	// whole or not at all. report is called from one goroutine at a time with StageFetch then StageVerify.
 	Fetch(ctx context.Context, s Snapshot, report func(registry.Progress)) (registry.Artifact, error)
+}
+
+// Offerer is a source where one path may hold several models: formats, quantisations.
+type Offerer interface {
+	// Offers returns what is there under ref.Path at ref.Revision, best first; ref.Format and the parameters that choose
+	// one are ignored. It downloads no weights and reads no headers. Errors are those of Resolve.
+	Offers(ctx context.Context, ref Ref) ([]registry.Offer, error)
+}
+
+// Checker is a source with rules of its own about a model's fields: a source_path that can be no name there, parameters
+// it does not understand or that contradict each other. Check is pure and returns every fault.
+type Checker interface {
+	Check(ref Ref) []registry.FieldError
+}
+
+// Keeper is a source that keeps artifacts on disks of this machine, so that they can be shown and deleted.
+type Keeper interface {
+	// Stored returns everything that is kept, in the order of Path and Revision.
+	Stored(ctx context.Context) ([]registry.StoredArtifact, error)
+
+	// Delete removes one revision, and what only it uses. It returns the bytes that became free. CodeNotFound when there
+	// is no such revision, CodeConflict when another process is writing it.
+	Delete(ctx context.Context, path, revision string) (int64, error)
+
+	// Clean removes unfinished downloads that nobody has written to since the given time. It returns the bytes that
+	// became free.
+	Clean(ctx context.Context, before time.Time) (int64, error)
 }
