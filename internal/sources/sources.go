@@ -82,3 +82,11 @@ type Keeper interface {
 	// became free.
 	Clean(ctx context.Context, before time.Time) (int64, error)
 }
+
+// Watcher is a source whose models may change under it while they are registered.
+type Watcher interface {
+	// Changed tells in words in what the files of a differ from what is there now under ref, "" when in nothing. ref is
+	// the one that a was resolved from. It looks at names, sizes, times and inodes only, so that it may be asked every few
+	// seconds for hundreds of models. A model that is gone has changed; an error means that it could not be looked at.
+	Changed(ctx context.Context, a registry.Artifact, ref Ref) (string, error)
+}
