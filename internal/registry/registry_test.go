@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"math/big"
+	"slices"
 	"strings"
 	"testing"
 
@@ -154,6 +155,8 @@ func TestNoSecretInAnError(t *testing.T) {
 func TestKVBytes(t *testing.T) {
 	llama := registry.Facts{Layers: 32, KVHeads: 8, KeyLength: 128, ValueLength: 128}
 	mixed := registry.Facts{Layers: 26, KVHeads: 1, KeyLength: 256, ValueLength: 256, Window: 512, WindowLayers: 22}
+	hybrid := registry.Facts{Layers: 48, KVLayers: 12, KVHeads: 2, KeyLength: 256, ValueLength: 256, StateBytes: 1 << 20}
+	uneven := registry.Facts{Layers: 9, KVGroups: []registry.KVGroup{{Layers: 1, Heads: 4, Key: 512, Value: 512}, {Layers: 5, Heads: 8, Key: 256, Value: 256, Window: 1024}}}
 	for _, c := range []struct {
 		name  string
 		facts registry.Facts
@@ -161,6 +164,12 @@ func TestKVBytes(t *testing.T) {
 		elem  int64
 		want  int64
 	}{
+		{"latent attention: DeepSeek-V3 keeps 70,272 bytes of a token", registry.Facts{Layers: 61, KVHeads: 128, KeyLength: 192, ValueLength: 128, KVLatent: 576}, 1, 2, 70272},
+		{"a hybrid: only its attention layers", hybrid, 1000, 2, 1000 * 12 * 2 * 512 * 2},
+		{"layer by layer", uneven, 4096, 2, (4096*4*1024 + 5*1024*8*512) * 2},
+		{"more KV layers than layers", registry.Facts{Layers: 2, KVLayers: 9, KVHeads: 1, KeyLength: 1, ValueLength: 1}, 10, 1, 2 * 10 * 2},
+		{"a group that is nonsense", registry.Facts{KVGroups: []registry.KVGroup{{Layers: -1, Heads: 4, Key: 5}, {Layers: 1, Heads: 1, Key: 1}}}, 10, 1, 10},
+		{"groups that overflow", registry.Facts{KVGroups: slices.Repeat([]registry.KVGroup{{Layers: math.MaxInt32, Heads: 1 << 20, Key: 1}}, 300)}, 1 << 10, 1, math.MaxInt64},
 		{"Llama 3 8B at 8,192 tokens in f16 is 1 GiB", llama, 8192, 2, 1 << 30},
 		{"one token", llama, 1, 2, 32 * 8 * 256 * 2},
 		{"q8", llama, 8192, 1, 1 << 29},
@@ -198,7 +207,11 @@ func TestKVBytesNeverWraps(t *testing.T) {
 			}
 			return p
 		}
-		tokens := new(big.Int).Add(mul(f.Layers-f.WindowLayers, n), mul(f.WindowLayers, min(n, f.Window)))
+		kept := n // without a window everything is
+		if f.Window > 0 {
+			kept = min(n, f.Window)
+		}
+		tokens := new(big.Int).Add(mul(f.Layers-f.WindowLayers, n), mul(f.WindowLayers, kept))
 		want := tokens.Mul(tokens, mul(f.KVHeads, f.KeyLength+f.ValueLength, 2))
 		got := f.KVBytes(n, 2)
 		exact := want.IsInt64() && want.Int64() == got
