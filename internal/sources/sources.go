@@ -16,11 +16,16 @@ type Ref struct {
 	Format    registry.Format
 	Tokenizer string         // tokenizer_path
 	Params    map[string]any // custom_loader_params, for credentials and patterns
+	// RemoteCode is trust_remote_code: without it, Python files that lie beside the weights are not fetched.
+	RemoteCode bool
 }
 
 // RefOf returns the reference of a model.
 func RefOf(m registry.Model) Ref {
-	return Ref{Path: m.SourcePath, Revision: m.Revision, Format: m.ModelFormat, Tokenizer: m.TokenizerPath, Params: m.CustomLoaderParams}
+	return Ref{
+		Path: m.SourcePath, Revision: m.Revision, Format: m.ModelFormat, Tokenizer: m.TokenizerPath,
+		Params: m.CustomLoaderParams, RemoteCode: m.TrustRemoteCode,
+	}
 }
 
 // Snapshot is what a source has under a reference at one exact revision.
