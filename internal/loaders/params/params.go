@@ -25,7 +25,7 @@ type Spec struct {
 // auth_token beside the loader's own.
 var ofSources = []string{
 	"auth_token", "token", "endpoint", "endpoint_url", "region", "profile", "access_key_id", "secret_access_key",
-	"session_token", "allow_patterns", "ignore_patterns", "filename", "path_style",
+	"session_token", "allow_patterns", "ignore_patterns", "filename", "quantization", "path_style",
 }
 
 // Values are the parameters that were given, checked: string, int64, bool, float64 or []string.
