@@ -18,7 +18,7 @@ type Options struct {
 	Connections int          // at once, over all fetches together; 0 is 64
 	Memory      int64        // bytes of buffers over all fetches together; 0 is 64 MiB
 	Rate        int64        // bytes per second over all fetches together; 0 is unlimited
-	MinFree     int64        // bytes of a disk that are left free; 0 is 1 GiB
+	MinFree     int64        // bytes of a disk that are left free; 0 is 1 GiB, below 0 is none
 	Logger      *slog.Logger // nil discards
 	Now         func() time.Time
 }
@@ -49,6 +49,9 @@ type File struct {
 	// Partial is where the file grows, with its journal beside it in Partial+".journal". Both outlive a kill and a
 	// failure that can be resumed. One process at a time writes them; another waits.
 	Partial string
+	// Present reports that the file is in its place already, as another process has put it there while this one waited for
+	// Partial: then nothing is fetched and Commit is not called. It may be nil.
+	Present func() bool
 	// Commit moves the whole, verified and synced file from Partial to its place. It is called once.
 	Commit func(partial string) error
 }
@@ -75,6 +78,8 @@ type Answer struct {
 	Offset int64  // of Body's first byte: the one asked for, or 0 from a server that ignored the range
 	Size   int64  // of the whole file, as this answer tells it; -1 when it does not
 	Tag    string // as File.Tag; "" when it does not say
+	Whole  bool   // Body is the whole file, whatever was asked for: this server has no ranges
+	Page   bool   // Body claims to be a web page
 }
 
 // RetryError is a failure that may pass.
