@@ -95,3 +95,10 @@ type Watcher interface {
 	// seconds for hundreds of models. A model that is gone has changed; an error means that it could not be looked at.
 	Changed(ctx context.Context, a registry.Artifact, ref Ref) (string, error)
 }
+
+// Namer is a source where one model has several names: with and without a scheme, a registry or a tag.
+type Namer interface {
+	// Canonical returns the one name that stands for all of them, the one that Stored uses. It is pure; a path that can
+	// be no name comes back as it is.
+	Canonical(path string) string
+}
