@@ -18,13 +18,15 @@ const (
 	EventResources       EventKind = "resources"        // Resources; coalesced, never replayed
 	EventEngine          EventKind = "engine"           // EngineStatus
 	EventManifest        EventKind = "manifest"         // ManifestStatus
+	EventArtifact        EventKind = "artifact"         // ModelArtifact: a model's files were looked up, fetched, changed or deleted
+	EventStorage         EventKind = "storage"          // StorageChange; Subject is empty
 	EventReset           EventKind = "reset"            // the client was away too long: take a snapshot
 )
 
 // EventKinds lists every kind.
 var EventKinds = []EventKind{
 	EventModelRegistered, EventModelUpdated, EventModelDeleted, EventModelStatus, EventOperation, EventResources,
-	EventEngine, EventManifest, EventReset,
+	EventEngine, EventManifest, EventArtifact, EventStorage, EventReset,
 }
 
 // Event is one thing that happened. Seq grows by one for each event that can be replayed and is 0 for coalesced

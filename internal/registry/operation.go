@@ -18,10 +18,12 @@ const (
 type OperationState string
 
 // The states of an operation. Succeeded, failed and cancelled are final. A restart of the manager turns queued and
-// running ones into failed, unless the instance they were loading could be re-attached.
+// running ones into failed, unless the instance they were loading could be re-attached; a fetch goes on where it was. A
+// paused one rests until somebody resumes it, across restarts; only a fetch can be paused.
 const (
 	OperationQueued    OperationState = "queued"
 	OperationRunning   OperationState = "running"
+	OperationPaused    OperationState = "paused"
 	OperationSucceeded OperationState = "succeeded"
 	OperationFailed    OperationState = "failed"
 	OperationCancelled OperationState = "cancelled"
@@ -31,6 +33,9 @@ const (
 func (s OperationState) Final() bool {
 	return s == OperationSucceeded || s == OperationFailed || s == OperationCancelled
 }
+
+// Resting reports whether nothing works on the operation: it has ended, or it is paused.
+func (s OperationState) Resting() bool { return s.Final() || s == OperationPaused }
 
 // Operation is one piece of work that takes time, kept as history.
 type Operation struct {
@@ -92,10 +97,11 @@ type Released struct {
 // StageName names a step of an operation.
 type StageName string
 
-// The stages of a load, in order, then those of an unload. A loader reports those from StageEngine on.
+// The stages of a load, in order, then those of an unload. A loader reports those from StageEngine on. In StageQueue an
+// operation waits for one of the places in which files are fetched; what is on disk already does not wait.
 const (
-	StageQueue   StageName = "queue"
 	StageResolve StageName = "resolve"
+	StageQueue   StageName = "queue"
 	StageFetch   StageName = "fetch"
 	StageVerify  StageName = "verify"
 	StageReserve StageName = "reserve"
@@ -109,9 +115,10 @@ const (
 	StageRelease StageName = "release"
 )
 
-// LoadStages and UnloadStages are the stages in the order in which they are passed.
+// LoadStages, FetchStages and UnloadStages are the stages in the order in which they are passed.
 var (
-	LoadStages   = []StageName{StageQueue, StageResolve, StageFetch, StageVerify, StageReserve, StageEngine, StageWeights, StageWarmup, StageReady}
+	FetchStages  = []StageName{StageResolve, StageQueue, StageFetch, StageVerify}
+	LoadStages   = []StageName{StageResolve, StageQueue, StageFetch, StageVerify, StageReserve, StageEngine, StageWeights, StageWarmup, StageReady}
 	UnloadStages = []StageName{StageDrain, StageStop, StageRelease}
 )
 

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"errors"
 	"regexp"
 	"strings"
 	"unicode"
@@ -45,7 +46,7 @@ func redactMap(in map[string]any) map[string]any {
 	out := make(map[string]any, len(in))
 	for k, v := range in {
 		if IsSecretName(k) {
-			// A reference such as ${HF_TOKEN} names a secret and is none.
+			// A reference such as secret:hub or ${HF_TOKEN} names a secret and is none.
 			if s, ok := v.(string); !ok || !isReference(s) {
 				out[k] = Redaction
 				continue
@@ -70,9 +71,78 @@ func redactValue(v any) any {
 	return v
 }
 
-var reference = regexp.MustCompile(`^\$\{[A-Za-z_][A-Za-z0-9_]*\}$`)
+var reference = regexp.MustCompile(`^(\$\{[A-Za-z_][A-Za-z0-9_]*\}|secret:[A-Za-z0-9][A-Za-z0-9._-]{0,63})$`)
 
 func isReference(s string) bool { return reference.MatchString(s) }
+
+// secretPrefix is what a value begins with that names a stored secret.
+const secretPrefix = "secret:"
+
+// SecretReference returns the name of the stored secret that a value refers to, as in secret:hub.
+func SecretReference(value string) (name string, ok bool) {
+	name, ok = strings.CutPrefix(value, secretPrefix)
+	return name, ok
+}
+
+var secretName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+// ValidateSecretName checks the name of a stored secret: 1 to 64 letters, digits and . _ -, the first a letter or digit.
+func ValidateSecretName(name string) error {
+	if !secretName.MatchString(name) {
+		return errors.New("must be 1 to 64 letters, digits and . _ -, and begin with a letter or digit")
+	}
+	return nil
+}
+
+// ReplaceSecrets returns a copy of loader parameters in which every reference to a stored secret in a secret parameter,
+// at any depth, is replaced by what lookup returns for its name. field is the parameter's place, such as
+// custom_loader_params.auth_token. The first error of lookup ends it.
+func ReplaceSecrets(params map[string]any, lookup func(field, name string) (string, error)) (map[string]any, error) {
+	return replaceSecrets("custom_loader_params", params, lookup)
+}
+
+func replaceSecrets(at string, in map[string]any, lookup func(field, name string) (string, error)) (map[string]any, error) {
+	if in == nil {
+		return nil, nil
+	}
+	out := make(map[string]any, len(in))
+	for k, v := range in {
+		field := at + "." + k
+		if s, ok := v.(string); ok && IsSecretName(k) {
+			if name, is := SecretReference(s); is {
+				value, err := lookup(field, name)
+				if err != nil {
+					return nil, err
+				}
+				v = value
+			}
+		}
+		inner, err := replaceIn(field, v, lookup)
+		if err != nil {
+			return nil, err
+		}
+		out[k] = inner
+	}
+	return out, nil
+}
+
+func replaceIn(at string, v any, lookup func(field, name string) (string, error)) (any, error) {
+	switch v := v.(type) {
+	case map[string]any:
+		return replaceSecrets(at, v, lookup)
+	case []any:
+		out := make([]any, len(v))
+		for i := range v {
+			inner, err := replaceIn(at, v[i], lookup)
+			if err != nil {
+				return nil, err
+			}
+			out[i] = inner
+		}
+		return out, nil
+	}
+	return v, nil
+}
 
 // KeepSecrets puts back the secrets that a form or an edit returned redacted. In a list they are found by their
 // place, and only if the list has kept its length.

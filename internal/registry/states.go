@@ -254,5 +254,8 @@ func DeriveStatus(reg RegistrationState, art ArtifactState, run RuntimeState) St
 		return StatusArchived
 	case RegistrationActive, RegistrationDeprecated, "":
 	}
+	if art == ArtifactFetching || art == ArtifactVerifying { // a fetch without a load
+		return StatusFetching
+	}
 	return StatusNotLoaded
 }

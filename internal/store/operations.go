@@ -99,7 +99,7 @@ func (s *Store) Operation(ctx context.Context, id string) (registry.Operation, e
 }
 
 // The condition of the index operations_unfinished, word for word.
-const unfinished = "state IN ('queued', 'running')"
+const unfinished = "state IN ('queued', 'running', 'paused')"
 
 // UnfinishedOperations returns the operations that have not ended, oldest first.
 func (s *Store) UnfinishedOperations(ctx context.Context) ([]registry.Operation, error) {
@@ -176,8 +176,11 @@ func (auditRow) TableName() string { return "audit" }
 
 // Audit appends an entry. Its ID is given here; At is now when it is not set.
 func (s *Store) Audit(ctx context.Context, e registry.AuditEntry) error {
-	row := s.auditRow(e)
-	return s.write(ctx, "store.Audit", func(tx *txn) error { return tx.Create(&row).Error })
+	entry := s.auditRow(e)
+	return s.write(ctx, "store.Audit", func(tx *txn) error {
+		row := entry // it gets its number here, each time anew
+		return tx.Create(&row).Error
+	})
 }
 
 func (s *Store) auditRow(e registry.AuditEntry) auditRow {
