@@ -377,7 +377,7 @@ func (s *Store) TouchToken(ctx context.Context, id string, at time.Time) error {
 	if err != nil || !found || at.Sub(fromNanos(row.LastUsed)) < touchEvery {
 		return s.fail(ctx, op, err)
 	}
-	return s.write(ctx, op, func(tx *txn) error {
+	return s.writeLazily(ctx, op, func(tx *txn) error {
 		return tx.Model(&tokenRow{}).Where("id = ?", id).Update("last_used_at", toNanos(at)).Error
 	})
 }

@@ -34,9 +34,11 @@ func (c *connector) Connect(context.Context) (driver.Conn, error) { return c.dri
 func (c *connector) Driver() driver.Driver                        { return &c.driver }
 
 // openWriter opens the one connection that writes. Transactions take the write lock when they begin, so that none
-// fails half-way because another was faster, and a commit returns after fsync (synchronous=FULL).
+// fails half-way because another was faster, and a commit returns after fsync (synchronous=FULL). It leaves moving the
+// log into the file to the checkpointer.
 func openWriter(path string) (*gorm.DB, error) {
-	return openPool(path, 1, url.Values{
+	settings := fmt.Sprintf("PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = %d", walLimit)
+	return openPool(path, 1, settings, url.Values{
 		"mode":          {"rw"},
 		"_txlock":       {"immediate"},
 		"_journal_mode": {"WAL"},
@@ -49,14 +51,27 @@ func openWriter(path string) (*gorm.DB, error) {
 // openReaders opens a pool of n connections that cannot write. Their page caches are small: the operating system
 // caches the file anyway, and idle memory is budgeted.
 func openReaders(path string, n int) (*gorm.DB, error) {
-	return openPool(path, n, url.Values{"mode": {"ro"}, "_query_only": {"1"}, "_cache_size": {"-512"}})
+	return openPool(path, n, "", url.Values{"mode": {"ro"}, "_query_only": {"1"}, "_cache_size": {"-512"}})
 }
 
-func openPool(path string, n int, params url.Values) (*gorm.DB, error) {
+// openCheckpointer opens the connection that moves the log into the file. It reads and writes nothing else.
+func openCheckpointer(path string) (*gorm.DB, error) {
+	return openPool(path, 1, "", url.Values{"mode": {"rw"}, "_cache_size": {"-64"}})
+}
+
+// openPool opens up to n connections with these parameters, each of which begins with the statements of settings.
+func openPool(path string, n int, settings string, params url.Values) (*gorm.DB, error) {
 	params.Set("_busy_timeout", busyTimeoutMS)
 	params.Set("_stmt_cache_size", "32")
 	dsn := url.URL{Scheme: "file", Path: path, RawQuery: params.Encode()}
-	pool := sql.OpenDB(&connector{dsn: dsn.String()})
+	c := &connector{dsn: dsn.String()}
+	if settings != "" {
+		c.driver.ConnectHook = func(conn *sqlite3.SQLiteConn) error {
+			_, err := conn.Exec(settings, nil)
+			return err
+		}
+	}
+	pool := sql.OpenDB(c)
 	pool.SetMaxOpenConns(n)
 	pool.SetMaxIdleConns(n)
 	db, err := gorm.Open(sqlite.New(sqlite.Config{Conn: pool}), &gorm.Config{

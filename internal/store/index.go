@@ -62,7 +62,9 @@ type block struct {
 	team   []uint32
 	source []uint8 // 1 + position in registry.SourceTypes
 	status []uint8 // 1 + position in registry.Statuses
-	grams  grams
+
+	statuses uint32 // has the bit 1<<n for each status n that occurs
+	grams    grams
 }
 
 // grams says which sequences of three bytes may occur in a block's text: it has a bit for each, shared with others that
@@ -89,6 +91,13 @@ func (g *grams) mayHold(needle *grams) bool {
 		}
 	}
 	return true
+}
+
+func (b *block) noteStatuses() {
+	b.statuses = 0
+	for _, n := range b.status {
+		b.statuses |= 1 << n
+	}
 }
 
 func (b *block) len() int           { return len(b.team) }
@@ -139,6 +148,7 @@ func (b *block) appendSplit(blocks []*block) []*block {
 			piece.start[i] -= b.start[lo]
 		}
 		piece.grams.add(piece.text)
+		piece.noteStatuses()
 		blocks = append(blocks, piece)
 	}
 	return blocks
@@ -229,6 +239,7 @@ func (b *block) withStatus(c change) *block {
 	out := *b
 	out.status = slices.Clone(b.status)
 	out.status[i] = c.status
+	out.noteStatuses()
 	return &out
 }
 

@@ -17,26 +17,18 @@ import (
 func (s *Store) ListModels(ctx context.Context, q ListQuery) (Page, error) {
 	const op = "store.ListModels"
 	q.Limit = pageLimit(q.Limit)
-	var page Page
-	var more bool
-	err := s.snapshot(ctx, op, func(tx *gorm.DB) error {
-		keys, err := s.pageKeys(ctx, tx, q, &page.Total, &more)
-		if err != nil || len(keys) == 0 {
-			return err
+	page, keys, more, err := s.pageKeys(ctx, q)
+	if err != nil || len(keys) == 0 {
+		return page, s.fail(ctx, op, err)
+	}
+	if page.Items, err = listed(s.readAll(ctx), keys); err != nil {
+		return Page{}, s.fail(ctx, op, err)
+	}
+	if more {
+		page.Next = keys[len(keys)-1] // as good as the id, should the model have been deleted just now
+		if n := len(page.Items); n > 0 && fold(page.Items[n-1].ModelID) == page.Next {
+			page.Next = page.Items[n-1].ModelID
 		}
-		if page.Items, err = listed(tx, keys); err != nil {
-			return err
-		}
-		if more {
-			page.Next = keys[len(keys)-1] // as good as the id, should the model have been deleted just now
-			if n := len(page.Items); n > 0 && fold(page.Items[n-1].ModelID) == page.Next {
-				page.Next = page.Items[n-1].ModelID
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return Page{}, err
 	}
 	// The rows may be newer than the keys: a model that no longer matches is left out.
 	page.Items = slices.DeleteFunc(page.Items, func(l Listed) bool { return !q.matches(l) })
@@ -50,18 +42,22 @@ func (q ListQuery) matches(l Listed) bool {
 
 // pageKeys finds the keys of the page in the index. Before that is built, a list without a search is answered from the
 // file and a search waits, which takes no longer than reading every row would.
-func (s *Store) pageKeys(ctx context.Context, tx *gorm.DB, q ListQuery, total *int, more *bool) (keys []string, err error) {
+func (s *Store) pageKeys(ctx context.Context, q ListQuery) (page Page, keys []string, more bool, err error) {
 	v := s.index.current()
 	if v == nil && q.Q == "" {
-		return storedKeys(tx, q, total, more)
+		err = s.read(ctx).Transaction(func(tx *gorm.DB) error {
+			keys, err = storedKeys(tx, q, &page.Total, &more)
+			return err
+		})
+		return page, keys, more, err
 	}
 	if v == nil {
 		if v, err = s.awaitIndex(ctx); err != nil {
-			return nil, err
+			return page, nil, false, err
 		}
 	}
-	keys, *more, *total = v.search(q)
-	return keys, nil
+	keys, more, page.Total = v.search(q)
+	return page, keys, more, nil
 }
 
 // storedKeys is the search of the index without words, in SQL.
@@ -96,37 +92,41 @@ func storedKeys(tx *gorm.DB, q ListQuery, total *int, more *bool) ([]string, err
 }
 
 // Listed returns a model with what is known of its instance. CodeNotFound as with Model.
-func (s *Store) Listed(ctx context.Context, id string) (out Listed, err error) {
+func (s *Store) Listed(ctx context.Context, id string) (Listed, error) {
 	const op = "store.Listed"
-	err = s.snapshot(ctx, op, func(tx *gorm.DB) error {
-		row, err := findModel(tx, id)
-		if err != nil {
-			return err
-		}
-		var rt runtimeRow
-		if _, err := take(tx.Where("fold_id = ?", row.FoldID), &rt); err != nil {
-			return err
-		}
-		out, err = listedOf(row, rt)
-		return err
-	})
-	return out, err
+	found, err := listed(s.readAll(ctx), []string{fold(id)})
+	if err != nil {
+		return Listed{}, s.fail(ctx, op, err)
+	}
+	found = append(found, Listed{}) // in case there is none
+	if err := notFound(id, found[0].ModelID); err != nil {
+		return Listed{}, s.fail(ctx, op, err)
+	}
+	return found[0], nil
 }
 
-// listed reads the models of these keys with their runtimes, in the order of the keys. Keys without a model are
-// passed over.
-func listed(tx *gorm.DB, keys []string) ([]Listed, error) {
-	models, runtimes, err := rowsOf(tx, keys)
+// listed reads the models of these keys with their runtimes, in the order of the keys, all as they are at one moment.
+// Keys without a model are passed over.
+func listed(db *gorm.DB, keys []string) ([]Listed, error) {
+	in, err := toJSON(&keys)
 	if err != nil {
 		return nil, err
 	}
+	rows, err := scanRows(db.Raw(selectListed, in), (*listedRow).fields)
+	if err != nil {
+		return nil, err
+	}
+	byKey := make(map[string]*listedRow, len(rows))
+	for i := range rows {
+		byKey[rows[i].model.FoldID] = &rows[i]
+	}
 	out := make([]Listed, 0, len(keys))
 	for _, k := range keys {
-		row, ok := models[k]
+		row, ok := byKey[k]
 		if !ok {
 			continue
 		}
-		l, err := listedOf(row, runtimes[k])
+		l, err := listedOf(row.model, row.runtime)
 		if err != nil {
 			return nil, err
 		}
@@ -148,16 +148,26 @@ func listedOf(row modelRow, rt runtimeRow) (Listed, error) {
 	return Listed{Record: rec, Runtime: run, Status: registry.DeriveStatus(rec.Registration, run.Artifact, run.State)}, nil
 }
 
-// search returns the keys of the page that q asks for, whether there are more after it, and how many match in all.
+// search returns the keys of the page that q asks for, whether there are more after it, and how many match in all,
+// unless q.NoTotal.
 func (v *version) search(q ListQuery) (keys []string, more bool, total int) {
 	f, possible := v.filter(q)
 	if !possible {
 		return nil, false, 0
 	}
 	after := fold(q.After)
-	for i, b := range v.blocks {
-		if i+1 < len(v.blocks) && after != "" && string(v.blocks[i+1].key(0)) <= after || len(keys) == q.Limit && more {
-			total += b.count(f) // wholly before or after the page
+	blocks := v.blocks
+	if after != "" {
+		// The page begins in the last block whose first key is not after it.
+		at := max(0, sort.Search(len(blocks), func(i int) bool { return string(blocks[i].key(0)) > after })-1)
+		for _, b := range blocks[:at] {
+			total += b.count(f, q.NoTotal)
+		}
+		blocks = blocks[at:]
+	}
+	for _, b := range blocks {
+		if more {
+			total += b.count(f, q.NoTotal)
 			continue
 		}
 		b.each(f, func(i int) {
@@ -170,6 +180,9 @@ func (v *version) search(q ListQuery) (keys []string, more bool, total int) {
 				more = true
 			}
 		})
+	}
+	if q.NoTotal {
+		total = 0
 	}
 	return keys, more, total
 }
@@ -224,8 +237,11 @@ func (f *filter) match(b *block, i int) bool {
 }
 
 // count returns how many models of the block pass the filter.
-func (b *block) count(f *filter) (n int) {
-	if len(f.words) == 0 && f.status == 0 && f.source == 0 && f.teams == nil {
+func (b *block) count(f *filter, skip bool) (n int) {
+	switch {
+	case skip:
+		return 0
+	case len(f.words) == 0 && f.status == 0 && f.source == 0 && f.teams == nil:
 		return b.len()
 	}
 	b.each(f, func(int) { n++ })
@@ -234,6 +250,9 @@ func (b *block) count(f *filter) (n int) {
 
 // each calls fn with every model of the block that passes the filter, in order.
 func (b *block) each(f *filter, fn func(i int)) {
+	if f.status != 0 && b.statuses&(1<<f.status) == 0 {
+		return
+	}
 	if len(f.words) == 0 {
 		for i := range b.len() {
 			if f.match(b, i) {
@@ -245,13 +264,13 @@ func (b *block) each(f *filter, fn func(i int)) {
 	if !b.grams.mayHold(&f.grams) {
 		return
 	}
-	for from := 0; ; {
+	for i, from := 0, 0; ; i++ {
 		at := bytes.Index(b.text[from:], f.words[0])
 		if at < 0 {
 			return
 		}
-		at += from
-		i := sort.Search(b.len(), func(i int) bool { return int(b.start[i+1]) > at })
+		for at += from; int(b.start[i+1]) <= at; i++ { // to the model that it was found in
+		}
 		if f.match(b, i) && hasAll(b.entry(i), f.words[1:]) {
 			fn(i)
 		}

@@ -39,16 +39,22 @@ func (s *Store) Model(ctx context.Context, id string) (registry.Record, error) {
 // findModel reads the model of that id, or returns CodeNotFound.
 func findModel(db *gorm.DB, id string) (modelRow, error) {
 	var row modelRow
-	found, err := take(db.Where("fold_id = ?", fold(id)), &row)
-	switch {
-	case err != nil:
-		return row, err
-	case !found:
-		return row, registry.Errorf(registry.CodeNotFound, "There is no model %q. Look at the list of models for its id, or register it", id)
-	case row.Config.ModelID != id:
-		return row, registry.Errorf(registry.CodeNotFound, "There is no model %q. Did you mean %q?", id, row.Config.ModelID)
+	_, err := take(db.Where("fold_id = ?", fold(id)), &row)
+	if err == nil {
+		err = notFound(id, row.Config.ModelID)
 	}
-	return row, nil
+	return row, err
+}
+
+// notFound returns CodeNotFound unless what was found under an id's key, "" for nothing, is that id.
+func notFound(id, found string) error {
+	switch found {
+	case id:
+		return nil
+	case "":
+		return registry.Errorf(registry.CodeNotFound, "There is no model %q. Look at the list of models for its id, or register it", id)
+	}
+	return registry.Errorf(registry.CodeNotFound, "There is no model %q. Did you mean %q?", id, found)
 }
 
 // PutModel registers a model or changes it and returns it as it is now stored, and whether it is new. The version
@@ -59,7 +65,7 @@ func (s *Store) PutModel(ctx context.Context, m registry.Model, o PutOptions) (r
 	const op = "store.PutModel"
 	var row modelRow
 	err = s.write(ctx, op, func(tx *txn) error {
-		written, err := s.put(tx, []registry.Model{m}, o)
+		written, err := s.put(ctx, tx, []registry.Model{m}, o)
 		if err != nil {
 			return err
 		}
@@ -85,7 +91,7 @@ func (s *Store) PutModel(ctx context.Context, m registry.Model, o PutOptions) (r
 func (s *Store) PutModels(ctx context.Context, ms []registry.Model, o PutOptions) (created, changed, unchanged []string, err error) {
 	var all []putResult
 	err = s.write(ctx, "store.PutModels", func(tx *txn) error {
-		all, err = s.put(tx, ms, o)
+		all, err = s.put(ctx, tx, ms, o)
 		return err
 	})
 	if err != nil {
@@ -110,7 +116,7 @@ type putResult struct {
 	created, changed bool
 }
 
-func (s *Store) put(tx *txn, ms []registry.Model, o PutOptions) ([]putResult, error) {
+func (s *Store) put(ctx context.Context, tx *txn, ms []registry.Model, o PutOptions) ([]putResult, error) {
 	now := s.now()
 	withDefaults := make([]registry.Model, len(ms))
 	for i, m := range ms {
@@ -137,6 +143,9 @@ func (s *Store) put(tx *txn, ms []registry.Model, o PutOptions) ([]putResult, er
 	}
 	all := make([]putResult, 0, len(ms))
 	for start := 0; start < len(ms); start += chunk {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		done, err := putChunk(tx, ms[start:min(start+chunk, len(ms))], o, now)
 		if err != nil {
 			return nil, err
@@ -434,9 +443,16 @@ func (s *Store) ManifestPending(ctx context.Context) ([]ManifestChange, error) {
 	return changes, s.fail(ctx, "store.ManifestPending", err)
 }
 
-// ManifestDone forgets the changes up to and including upToSeq: the file has them.
-func (s *Store) ManifestDone(ctx context.Context, upToSeq int64) error {
-	return s.write(ctx, "store.ManifestDone", func(tx *txn) error {
-		return tx.Delete(&outboxRow{}, "seq <= ?", upToSeq).Error
+// ManifestDone forgets the changes up to and including upToSeq, but for those of the models except: the file has them. A
+// crash of the machine may bring them back; to write them once more does no harm.
+func (s *Store) ManifestDone(ctx context.Context, upToSeq int64, except ...string) error {
+	const op = "store.ManifestDone"
+	except = append([]string{}, except...) // null instead of [] would keep everything
+	keep, err := toJSON(&except)
+	if err != nil {
+		return s.fail(ctx, op, err)
+	}
+	return s.writeLazily(ctx, op, func(tx *txn) error {
+		return tx.Delete(&outboxRow{}, "seq <= ? AND model_id NOT IN (SELECT value FROM json_each(?))", upToSeq, keep).Error
 	})
 }

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"strings"
+
 	"gorm.io/gorm"
 )
 
@@ -41,6 +43,31 @@ func (r *runtimeRow) fields() []any {
 		&r.MeasuredRAM, &r.Attempts, &r.ReadyAt, &r.LastUsedAt, &r.ChangedAt, &r.Failure, &r.OperationID,
 	}
 }
+
+// listedRow is a model with its runtime, which is all zero where there is none.
+type listedRow struct {
+	model   modelRow
+	runtime runtimeRow
+}
+
+func (r *listedRow) fields() []any { return append(r.model.fields(), r.runtime.fields()...) }
+
+// selectListed reads the models of a JSON list of keys with their runtimes, in one statement.
+var selectListed = func() string {
+	var columns []string
+	for _, c := range modelColumns {
+		columns = append(columns, "m."+c)
+	}
+	for i, field := range new(runtimeRow).fields() {
+		none := "0"
+		if _, text := field.(*string); text {
+			none = "''"
+		}
+		columns = append(columns, "coalesce(r."+runtimeColumns[i]+", "+none+")")
+	}
+	return "SELECT " + strings.Join(columns, ", ") +
+		" FROM models m LEFT JOIN runtimes r ON r.fold_id = m.fold_id WHERE m.fold_id IN (SELECT value FROM json_each(?))"
+}()
 
 // scanRows reads every row of a query into R, column by column.
 func scanRows[R any](query *gorm.DB, fields func(*R) []any) (out []R, err error) {

@@ -34,9 +34,12 @@ type Store struct {
 	now            func() time.Time
 	installationID string
 
-	w, r  *gorm.DB
-	turn  chan struct{} // holds one element while somebody writes, so that index and file change in the same order
-	index index
+	w, r        *gorm.DB
+	turn        chan struct{} // holds one element while somebody writes, so that index and file change in the same order
+	waiting     queue         // what is to be written by who gets the turn
+	lazy        bool          // how the writer connection commits; guarded by the turn
+	index       index
+	checkpoints *checkpointer
 
 	closing   chan struct{}
 	stop      context.CancelFunc // ends the building of the index
@@ -86,6 +89,9 @@ func (s *Store) open(ctx context.Context, readers int) (err error) {
 	if s.r, err = openReaders(s.path, readers); err != nil {
 		return err
 	}
+	if err := s.startCheckpoints(); err != nil {
+		return err
+	}
 	var background context.Context
 	background, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	return s.startIndex(background)
@@ -106,7 +112,7 @@ func (s *Store) Close() error {
 
 // closePools closes the readers first: the last connection to close moves the log into the file.
 func (s *Store) closePools() error {
-	var errs []error
+	errs := []error{s.checkpoints.close()}
 	for _, db := range []*gorm.DB{s.r, s.w} {
 		if db == nil {
 			continue
@@ -120,49 +126,12 @@ func (s *Store) closePools() error {
 	return errors.Join(errs...)
 }
 
-// txn is a transaction together with what it changes in the index, which is applied after the commit.
-type txn struct {
-	*gorm.DB
-	changes []change
-}
-
-// write runs fn in a transaction on the writer connection. When it returns nil the changes are on disk and visible
-// to every reader and in the index.
-func (s *Store) write(ctx context.Context, op string, fn func(tx *txn) error) error {
-	select {
-	case <-s.closing:
-		return s.fail(ctx, op, errClosed)
-	default:
-	}
-	select {
-	case s.turn <- struct{}{}:
-	case <-s.closing:
-		return s.fail(ctx, op, errClosed)
-	case <-ctx.Done():
-		return s.fail(ctx, op, ctx.Err())
-	}
-	defer func() { <-s.turn }()
-	var t txn
-	err := s.w.WithContext(ctx).Transaction(func(db *gorm.DB) error {
-		t.DB = db
-		return fn(&t)
-	})
-	if err != nil {
-		return s.fail(ctx, op, err)
-	}
-	s.index.apply(t.changes)
-	return nil
-}
-
 // read returns a reader bound to ctx.
 func (s *Store) read(ctx context.Context) *gorm.DB { return s.r.WithContext(ctx) }
 
-// snapshot runs fn in a read transaction: all its queries see the same moment.
-func (s *Store) snapshot(ctx context.Context, op string, fn func(tx *gorm.DB) error) error {
-	return s.fail(ctx, op, s.read(ctx).Transaction(fn))
-}
-
-var errClosed = errors.New("the store is closed")
+// readAll returns a reader for one short query that is read to its end even if ctx ends meanwhile: to watch for that
+// costs more than such a query does.
+func (s *Store) readAll(ctx context.Context) *gorm.DB { return s.r.WithContext(context.WithoutCancel(ctx)) }
 
 // fail turns err into a *registry.Error for the operation op. It returns nil for nil.
 func (s *Store) fail(ctx context.Context, op string, err error) error {

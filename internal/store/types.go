@@ -24,6 +24,7 @@ type ListQuery struct {
 	SourceType registry.SourceType
 	Limit      int    // 0 is DefaultLimit; at most MaxLimit
 	After      string // the Next of the page before
+	NoTotal    bool   // Page.Total is not wanted: a search ends where the page does
 }
 
 // Limits on a page of models, operations or audit entries.
@@ -43,7 +44,7 @@ type Listed struct {
 type Page struct {
 	Items []Listed
 	Next  string // model_id to pass as After; "" at the end
-	Total int    // how many models match, on all pages
+	Total int    // how many models match, on all pages; 0 with NoTotal
 }
 
 // PutOptions say how models are to be written.

@@ -285,7 +285,17 @@ func testOutbox(t *testing.T, f *fixture) {
 	if len(after) != 1 || after[0].ModelID != "b" || after[0].Deleted || after[0].Seq <= pending[1].Seq {
 		t.Fatalf("pending: %+v", after)
 	}
-	ok(t, f.ManifestDone(ctx, after[0].Seq))
+	f.put(t, model("refused"), noted)
+	f.put(t, model("refused too"), noted)
+	waiting, err := f.ManifestPending(ctx)
+	ok(t, err)
+	ok(t, f.ManifestDone(ctx, waiting[len(waiting)-1].Seq, "refused", "refused too", "never seen"))
+	kept, err := f.ManifestPending(ctx)
+	ok(t, err)
+	if diff := cmp.Diff(waiting[1:], kept); diff != "" || len(waiting) != 3 {
+		t.Fatalf("pending (-want +got):\n%s", diff)
+	}
+	ok(t, f.ManifestDone(ctx, kept[1].Seq))
 	f.reopen(t)
 	f.put(t, model("c"), noted)
 	last, err := f.ManifestPending(ctx)

@@ -24,7 +24,7 @@ type Store interface {
 	SetRegistration(ctx context.Context, id string, st registry.RegistrationState, actor string) (registry.Record, error)
 	EachModel(ctx context.Context, teams []string, fn func(registry.Record) error) error
 	ManifestPending(ctx context.Context) ([]store.ManifestChange, error)
-	ManifestDone(ctx context.Context, upToSeq int64) error
+	ManifestDone(ctx context.Context, upToSeq int64, except ...string) error
 	Runtime(ctx context.Context, id string) (registry.Runtime, error)
 	PutRuntime(ctx context.Context, rt registry.Runtime) error
 	ActiveRuntimes(ctx context.Context) ([]registry.Runtime, error)
