@@ -3,6 +3,7 @@ package manifest
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
@@ -23,6 +24,34 @@ type result struct {
 	b       []byte
 	spans   []span
 	touched []int // indexes into spans around which something changed
+}
+
+// maxRefusals is how many operations are refused one by one. Finding each takes some attempts, and a file in which so
+// many fail wants a person's hand.
+const maxRefusals = 100
+
+// applyEach makes the operations that can be made, and returns the others with the reason. A nil result means that
+// nothing had to change.
+func (x *index) applyEach(ops []op) (r *result, refused []Refusal) {
+	var made []op
+	var add func(more []op)
+	add = func(more []op) {
+		all := slices.Concat(made, more)
+		with, err := x.apply(all)
+		switch {
+		case err == nil:
+			made, r = all, with
+		case len(more) == 1 || len(refused) >= maxRefusals:
+			for _, o := range more {
+				refused = append(refused, Refusal{ID: o.id, Err: err})
+			}
+		default: // which one it is shows in halves
+			add(more[:len(more)/2])
+			add(more[len(more)/2:])
+		}
+	}
+	add(ops)
+	return r, refused
 }
 
 // apply makes the operations, one for an id at most, on the text. A nil result means that nothing had to change.

@@ -78,13 +78,13 @@ func benchmarkApply(b *testing.B, n int, edit func(i int) Edit) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := f.Apply([]Edit{put(small("first"))}); err != nil { // reads the file as a whole, once
+	if err := applyAll(f, put(small("first"))); err != nil { // reads the file as a whole, once
 		b.Fatal(err)
 	}
 	i := 0
 	for b.Loop() {
 		i++
-		if err := f.Apply([]Edit{edit(i)}); err != nil {
+		if err := applyAll(f, edit(i)); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -101,7 +101,7 @@ func BenchmarkApply10000(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if err := f.Apply(edits); err != nil {
+		if err := applyAll(f, edits...); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -21,6 +21,12 @@ type Edit struct {
 	Delete string
 }
 
+// Refusal is an edit that cannot be made, and why.
+type Refusal struct {
+	ID  string
+	Err error // *registry.Error: CodeInvalid, CodeConflict, CodeUnsupported
+}
+
 // File is the models file that the server was started with. Its methods may be called at the same time.
 type File struct {
 	path string
@@ -62,44 +68,48 @@ func (f *File) Read() (*Document, error) {
 	return doc, nil
 }
 
-// Apply makes the edits in the file, all or none. Everything that they are not about stays as it is, byte for byte:
-// comments, order, quotes, indentation, line ends. The new text is read back and compared with what was meant, then
-// takes the old one's place at once. Edits made by others since are kept. A later edit of an id replaces an earlier.
-// Deleting an id that the file does not hold changes nothing.
+// Apply makes the edits in the file, all that can be made at once, and returns the others. Everything that they are not
+// about stays as it is, byte for byte: comments, order, quotes, indentation, line ends. The new text is read back and
+// compared with what was meant, then takes the old one's place at once. Edits made by others since are kept. A later
+// edit of an id replaces an earlier. Deleting an id that the file does not hold changes nothing.
 //
-// CodeInvalid: a model is not valid, or the file does not parse (Malformed); CodeConflict: an id differs only in case
-// from another's, or others keep writing the file; CodeUnsupported: the file is written in a way that cannot be
-// edited; CodeUnavailable: it cannot be written. In each case the file is as it was.
-func (f *File) Apply(edits []Edit) error {
-	ops, err := operations(edits)
-	if err != nil || len(ops) == 0 {
-		return err
+// An edit is refused with CodeInvalid if its model is not valid or would make the file too large, CodeConflict if its id
+// differs only in case from another's, and CodeUnsupported if its entry is written in a way that cannot be edited.
+//
+// With an error nothing was written. CodeInvalid, Malformed: the file does not parse; CodeUnsupported: it is written in
+// a way that cannot be edited; CodeBusy: others keep writing it; CodeUnavailable: it cannot be written.
+func (f *File) Apply(edits []Edit) ([]Refusal, error) {
+	ops, invalid := operations(edits)
+	if len(ops) == 0 {
+		return invalid, nil
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	const attempts = 10
 	for range attempts {
-		done, err := f.try(ops)
+		refused, done, err := f.try(ops)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if done {
-			return nil
+			return append(invalid, refused...), nil
 		}
 	}
-	return &registry.Error{Code: registry.CodeConflict, Op: "manifest.Apply", Msg: f.path + " is being changed by another program all the time; try again when it has finished"}
+	return nil, &registry.Error{Code: registry.CodeBusy, Op: "manifest.Apply", Msg: f.path + " is being changed by another program all the time; try again when it has finished"}
 }
 
-// operations checks the edits and reduces them to one for each id, in the order in which ids first appear.
-func operations(edits []Edit) ([]op, error) {
+// operations reduces the edits to one for each id, in the order in which ids first appear, and leaves out those whose
+// model is not valid.
+func operations(edits []Edit) (out []op, invalid []Refusal) {
 	at := make(map[string]int, len(edits))
-	out := make([]op, 0, len(edits))
 	for _, e := range edits {
 		o := op{id: e.Delete}
 		if e.Delete == "" {
 			m, errs := registry.Decode(encode(e.Model))
 			if len(errs) > 0 {
-				return nil, &registry.Error{Code: registry.CodeInvalid, Op: "manifest.Apply", Msg: fmt.Sprintf("The model %q is not valid and was not written to the models file", clip(e.Model.ModelID)), Fields: errs}
+				invalid = append(invalid, Refusal{ID: e.Model.ModelID, Err: &registry.Error{Code: registry.CodeInvalid, Op: "manifest.Apply",
+					Msg: fmt.Sprintf("The model %q is not valid and was not written to the models file", clip(e.Model.ModelID)), Fields: errs}})
+				continue
 			}
 			o = op{id: m.ModelID, model: m, fields: encode(m)}
 		}
@@ -110,38 +120,38 @@ func operations(edits []Edit) ([]op, error) {
 		at[o.id] = len(out)
 		out = append(out, o)
 	}
-	return out, nil
+	return out, invalid
 }
 
 // try makes the operations on the file as it is now. done is false when somebody wrote it meanwhile.
-func (f *File) try(ops []op) (done bool, err error) {
+func (f *File) try(ops []op) (refused []Refusal, done bool, err error) {
 	real, err := realPath(f.path)
 	if err != nil {
-		return false, f.osError("manifest.Apply", "follow the link of", err)
+		return nil, false, f.osError("manifest.Apply", "follow the link of", err)
 	}
 	b, err := os.ReadFile(real)
 	missing := errors.Is(err, fs.ErrNotExist)
 	if err != nil && !missing {
-		return false, f.osError("manifest.Apply", "read", err)
+		return nil, false, f.osError("manifest.Apply", "read", err)
 	}
 	if f.last == nil || !bytes.Equal(f.last.b, b) {
 		if f.last, err = newIndex(b); err != nil {
 			f.last = nil
-			return false, f.named("manifest.Apply", err)
+			return nil, false, f.named("manifest.Apply", err)
 		}
 	}
-	r, err := f.last.apply(ops)
-	if err != nil {
-		return false, f.named("manifest.Apply", err)
+	r, refused := f.last.applyEach(ops)
+	for i := range refused {
+		refused[i].Err = f.named("manifest.Apply", refused[i].Err)
 	}
 	if r == nil {
-		return true, nil
+		return refused, true, nil
 	}
 	if done, err = f.swap(real, b, missing, r.b); err != nil || !done {
-		return false, err
+		return nil, false, err
 	}
 	f.last = f.last.after(r)
-	return true, nil
+	return refused, true, nil
 }
 
 // after returns the index of a result that was written; nil if it must be read again.

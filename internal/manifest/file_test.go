@@ -23,6 +23,15 @@ func with(m registry.Model, change func(*registry.Model)) registry.Model {
 	return m
 }
 
+// applyAll makes all of the edits; it is an error if one is refused.
+func applyAll(f *File, edits ...Edit) error {
+	refused, err := f.Apply(edits)
+	for _, r := range refused {
+		err = errors.Join(err, r.Err)
+	}
+	return err
+}
+
 // fileWith makes a models file that holds text.
 func fileWith(t *testing.T, text string) *File {
 	t.Helper()
@@ -209,17 +218,17 @@ func TestApply(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := fileWith(t, c.in)
-			if err := f.Apply(c.edits); err != nil {
+			if err := applyAll(f, c.edits...); err != nil {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(c.want, textOf(t, f)); diff != "" {
 				t.Errorf("%s\n%s", diff, textOf(t, f))
 			}
 			// The same again changes nothing, and what was remembered of the text is still right.
-			if err := f.Apply(c.edits); err != nil || textOf(t, f) != c.want {
+			if err := applyAll(f, c.edits...); err != nil || textOf(t, f) != c.want {
 				t.Errorf("again: %v\n%s", err, textOf(t, f))
 			}
-			if err := f.Apply([]Edit{put(small("later")), del("later")}); err != nil || textOf(t, f) != c.want {
+			if err := applyAll(f, put(small("later")), del("later")); err != nil || textOf(t, f) != c.want {
 				t.Errorf("later: %v\n%s", err, textOf(t, f))
 			}
 		})
@@ -244,7 +253,7 @@ func TestApplyRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := fileWith(t, c.in)
-			err := f.Apply([]Edit{c.edit})
+			err := applyAll(f, c.edit)
 			if registry.CodeOf(err) != c.code || !strings.Contains(err.Error(), c.msg) {
 				t.Errorf("got %v (%s)", err, registry.CodeOf(err))
 			}
@@ -253,6 +262,70 @@ func TestApplyRefuses(t *testing.T) {
 			}
 			if left, _ := filepath.Glob(filepath.Join(filepath.Dir(f.Path()), ".*")); len(left) > 0 {
 				t.Errorf("left behind: %q", left)
+			}
+		})
+	}
+}
+
+// The edits that cannot be made keep none of the others out.
+func TestApplyMakesTheRest(t *testing.T) {
+	const linked = "models:\n- &a\n  model_id: a\n  source_type: local\n  source_path: &p /m/a\n  model_format: gguf\n- {model_id: b, source_type: local, source_path: *p, model_format: gguf}\n- model_id: c\n  source_type: local\n  source_path: /m/c\n  model_format: gguf\n"
+	var many []Edit
+	var wantMany []string
+	for i := range 300 {
+		many = append(many, put(small(fmt.Sprintf("m-%03d", i))))
+		if i%2 == 0 {
+			many = append(many, put(small(fmt.Sprintf("M-%03d", i))))
+			wantMany = append(wantMany, fmt.Sprintf("M-%03d", i))
+		}
+	}
+	for name, c := range map[string]struct {
+		in      string
+		edits   []Edit
+		refused []string
+		ids     []string // afterwards; nil is not looked at
+	}{
+		"first and last":                {guide, []Edit{put(small("Tiny-Bert")), put(small("x")), del("tiny-bert"), put(registry.Model{ModelID: "y"})}, []string{"y"}, []string{"local-custom-model", "Tiny-Bert", "x"}},
+		"in the middle":                 {guide, []Edit{put(small("x")), put(small("Tiny-Bert")), put(small("z"))}, []string{"Tiny-Bert"}, []string{"tiny-bert", "local-custom-model", "x", "z"}},
+		"two of a kind":                 {"models: []\n", []Edit{put(small("x")), put(small("X")), put(small("y"))}, []string{"X"}, []string{"x", "y"}},
+		"an anchor":                     {linked, []Edit{del("a"), del("c")}, []string{"a"}, []string{"a", "b"}},
+		"all of them":                   {guide, []Edit{put(small("Tiny-Bert")), put(small("LOCAL-custom-model"))}, []string{"Tiny-Bert", "LOCAL-custom-model"}, []string{"tiny-bert", "local-custom-model"}},
+		"more than it takes one by one": {"models: []\n", many, wantMany, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := fileWith(t, c.in)
+			got, err := f.Apply(c.edits)
+			if err != nil {
+				t.Fatal(err)
+			}
+			refused := map[string]bool{}
+			for _, r := range got {
+				refused[r.ID] = true
+				if registry.CodeOf(r.Err) == registry.CodeInternal || r.Err == nil {
+					t.Errorf("%s: %v", r.ID, r.Err)
+				}
+			}
+			for _, id := range c.refused {
+				if !refused[id] && len(refused) < maxRefusals {
+					t.Errorf("%q is not refused", id)
+				}
+			}
+			doc, err := f.Read()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var ids []string
+			for _, e := range doc.Entries {
+				ids = append(ids, e.Model.ModelID)
+			}
+			if c.ids == nil {
+				if len(ids) < 200 || len(ids)+len(refused) != len(c.edits) {
+					t.Errorf("%d made, %d refused of %d", len(ids), len(refused), len(c.edits))
+				}
+				return
+			}
+			if diff := cmp.Diff(c.ids, ids); diff != "" || len(refused) != len(c.refused) {
+				t.Errorf("refused %v\n%s", refused, diff)
 			}
 		})
 	}
@@ -280,7 +353,7 @@ func TestFileLife(t *testing.T) {
 	if _, err := f.Read(); registry.CodeOf(err) != registry.CodeNotFound {
 		t.Errorf("missing: %v", err)
 	}
-	if err := f.Apply([]Edit{put(small("x"))}); err != nil {
+	if err := applyAll(f, put(small("x"))); err != nil {
 		t.Fatal(err)
 	}
 	real := filepath.Join(dir, "real", "there.yaml")
@@ -290,7 +363,7 @@ func TestFileLife(t *testing.T) {
 	if err := os.Chmod(real, 0o664); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Apply([]Edit{put(small("y"))}); err != nil {
+	if err := applyAll(f, put(small("y"))); err != nil {
 		t.Fatal(err)
 	}
 	if info, err := os.Stat(real); err != nil || info.Mode().Perm() != 0o664 {
@@ -303,7 +376,7 @@ func TestFileLife(t *testing.T) {
 	if err := os.WriteFile(real, []byte(guide), 0o664); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Apply([]Edit{put(small("x"))}); err != nil || textOf(t, f) != guide+"\n"+xLines {
+	if err := applyAll(f, put(small("x"))); err != nil || textOf(t, f) != guide+"\n"+xLines {
 		t.Errorf("%v\n%s", err, textOf(t, f))
 	}
 	// …and breaks it.
@@ -311,7 +384,7 @@ func TestFileLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	var e *registry.Error
-	if err := f.Apply([]Edit{put(small("z"))}); !errors.As(err, &e) || !e.Malformed || e.Fields[0].Line != 18 || !strings.Contains(e.Msg, link) {
+	if err := applyAll(f, put(small("z"))); !errors.As(err, &e) || !e.Malformed || e.Fields[0].Line != 18 || !strings.Contains(e.Msg, link) {
 		t.Errorf("broken: %v", err)
 	}
 	if _, err := f.Read(); !errors.As(err, &e) || !e.Malformed || !strings.Contains(err.Error(), "line 18") {
@@ -324,7 +397,7 @@ func TestFileLife(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := gone.Apply([]Edit{put(small("z"))}); registry.CodeOf(err) != registry.CodeUnavailable || !strings.Contains(err.Error(), "make its folder") {
+	if err := applyAll(gone, put(small("z"))); registry.CodeOf(err) != registry.CodeUnavailable || !strings.Contains(err.Error(), "make its folder") {
 		t.Errorf("no folder: %v", err)
 	}
 }
@@ -348,7 +421,7 @@ func TestApplyAtTheSameTime(t *testing.T) {
 				defer one.mu.Unlock()
 				f = two
 			}
-			if err := f.Apply([]Edit{put(small(fmt.Sprintf("m%d", i)))}); err != nil {
+			if err := applyAll(f, put(small(fmt.Sprintf("m%d", i)))); err != nil {
 				t.Error(err)
 			}
 		})

@@ -140,9 +140,9 @@ func TestApplyProperty(t *testing.T) {
 				edits = append(edits, put(drawModel(t, id)))
 			}
 		}
-		ops, err := operations(edits)
-		if err != nil {
-			t.Fatal(err)
+		ops, invalid := operations(edits)
+		if len(invalid) > 0 {
+			t.Fatal(invalid)
 		}
 		r, err := x.apply(ops)
 		if err != nil {
