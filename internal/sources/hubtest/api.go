@@ -118,7 +118,7 @@ func (h *Hub) known(p *reply, id string) (*repository, *refusal) {
 		h.log.Error("a repository cannot be read", "repository", id, "error", err)
 		return nil, &refusal{http.StatusInternalServerError, "", "Internal Error: " + err.Error()}
 	}
-	s := r.now()
+	s := h.settingsOf(r)
 	if s.RenamedTo != "" {
 		to := strings.Replace(p.r.URL.RequestURI(), "/"+id, "/"+s.RenamedTo, 1)
 		p.Header().Set("Location", to)
@@ -140,8 +140,8 @@ func (h *Hub) files(p *reply, id, revision string) (*repository, *commit, *refus
 	if r, ok := h.repository(id, false); ok {
 		r.mu.Lock()
 		c := r.commits[revision]
-		s := r.settings
 		r.mu.Unlock()
+		s := h.settingsOf(r)
 		if c != nil && s.RenamedTo == "" {
 			return r, c, mayRead(id, s, user)
 		}
@@ -150,7 +150,7 @@ func (h *Hub) files(p *reply, id, revision string) (*repository, *commit, *refus
 	if fail != nil || r == nil {
 		return nil, nil, fail
 	}
-	if fail := mayRead(id, r.now(), user); fail != nil {
+	if fail := mayRead(id, h.settingsOf(r), user); fail != nil {
 		return nil, nil, fail
 	}
 	c, fail := h.revision(r, revision)
@@ -189,7 +189,7 @@ func (h *Hub) models(p *reply, segments []string) {
 	}
 	if len(rest) > 0 && rest[0] == "auth-check" {
 		user, _ := h.visitor(p.r)
-		if fail := mayRead(id, r.now(), user); fail != nil {
+		if fail := mayRead(id, h.settingsOf(r), user); fail != nil {
 			fail.write(p, true)
 			return
 		}

@@ -32,6 +32,10 @@ type Options struct {
 	// every visitor is anonymous. With some, an unknown token is refused everywhere, as the Hub does.
 	Tokens map[string]string
 
+	// Gated are repositories that are gated beside what their Settings say. Every user of a known token was granted
+	// access to them.
+	Gated []string
+
 	Seed     uint64        // of everything that is random
 	Expiry   time.Duration // of signed addresses; 0 is an hour
 	LFSSize  int64         // bytes from which a file is large whatever its name; 0 is 10 MB

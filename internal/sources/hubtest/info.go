@@ -166,7 +166,7 @@ func (c *commit) tags(d description, s Settings) []string {
 // info answers with what is known of a model at a commit.
 func (h *Hub) info(p *reply, r *repository, c *commit) {
 	q := p.r.URL.Query()
-	s, d := r.now(), c.describe()
+	s, d := h.settingsOf(r), c.describe()
 	if s.CardData != nil {
 		d.card = s.CardData
 	}

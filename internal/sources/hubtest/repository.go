@@ -409,11 +409,16 @@ func (r *repository) lookUp(revision string, hops int) (*commit, bool) {
 	return found, found != nil
 }
 
-// now returns the settings as they are.
-func (r *repository) now() Settings {
+// settingsOf returns the settings of a repository as they are now.
+func (h *Hub) settingsOf(r *repository) Settings {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.settings
+	s := r.settings
+	if s.Gated == "" && slices.Contains(h.o.Gated, r.id) {
+		s.Gated = "auto"
+		s.Authorized = slices.AppendSeq(slices.Clone(s.Authorized), maps.Values(h.o.Tokens))
+	}
+	return s
 }
 
 // exists tells whether there is anything to see: a branch, or a place that it moved to.
