@@ -146,7 +146,7 @@ func (m *Manager) Close(ctx context.Context, keep bool) error {
 		}
 		stop.Wait()
 	}
-	m.writeback.flush(ctx)
+	m.writeback.flush(ctx, false)
 	m.cancel()
 	done := make(chan struct{})
 	go func() { m.work.Wait(); close(done) }()

@@ -97,7 +97,7 @@ func (m *Manager) Register(ctx context.Context, model registry.Model, o PutOptio
 	m.publishRecord(kind, rec)
 	m.ledger.updateModel(rec.ModelID, func(r *registry.Reservation) { r.Pinned, r.Priority, r.Team = rec.Pinned, rec.Priority, rec.Team })
 	if toFile {
-		m.writeback.kick(ctx)
+		m.writeback.kick()
 	}
 	return rec, created, nil
 }
@@ -137,7 +137,7 @@ func (m *Manager) Delete(ctx context.Context, id string, ifVersion int64, actor 
 	m.log.Info("Model deleted", "model", id, "actor", actor)
 	m.bus.Publish(registry.EventModelDeleted, id, map[string]string{"model_id": id})
 	if toFile {
-		m.writeback.kick(ctx)
+		m.writeback.kick()
 	}
 	return nil
 }
@@ -270,7 +270,7 @@ func (m *Manager) Import(ctx context.Context, doc *manifest.Document, o PutOptio
 		}
 	}
 	if toFile && len(added)+len(changed) > 0 {
-		m.writeback.kick(ctx)
+		m.writeback.kick()
 	}
 	return res, nil
 }
@@ -369,30 +369,4 @@ func (m *Manager) putEntries(ctx context.Context, entries []manifest.Entry, o st
 	entries = good
 	err = put()
 	return added, changed, unchanged, issues, err
-}
-
-func (m *Manager) setManifest(err error, issues []registry.FieldError) {
-	st := &registry.ManifestStatus{Path: m.Manifest.Path(), Issues: issues}
-	if err != nil {
-		st.Err = registry.AsError(err).Error()
-	}
-	m.imported.Store(st)
-}
-
-// ManifestStatus says how the models file and the registry stand to each other; nil without a models file.
-func (m *Manager) ManifestStatus(ctx context.Context) *registry.ManifestStatus {
-	if m.Manifest == nil {
-		return nil
-	}
-	st := registry.ManifestStatus{Path: m.Manifest.Path()}
-	if p := m.imported.Load(); p != nil {
-		st = *p
-	}
-	if pending, err := m.store.ManifestPending(ctx); err == nil {
-		st.Pending = len(pending)
-	}
-	if msg := m.writeback.problem(); msg != "" {
-		st.Err = msg
-	}
-	return &st
 }

@@ -61,7 +61,7 @@ func (r *rig) file() string {
 func (r *rig) written() {
 	r.t.Helper()
 	for r.ManifestStatus(r.ctx()).Pending > 0 && r.ctx().Err() == nil {
-		r.writeback.kick(r.ctx())
+		r.AwaitManifest(r.ctx())
 	}
 }
 
@@ -137,6 +137,79 @@ func TestAFileThatCannotBeReadBlocksNothing(t *testing.T) {
 	if st := r.ManifestStatus(r.ctx()); st.Err != "" {
 		t.Errorf("the problem stays: %+v", st)
 	}
+}
+
+// What the file does not take is told, waits in the registry, and keeps nothing else from the file.
+func TestARefusedChangeIsSetAside(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	const text = yamlFile + "  - {model_id: Third, source_type: local, source_path: /srv/3.gguf, model_format: gguf}\n" // by hand, and not imported
+	r := withFile(t, dir, yamlFile)
+	if err := os.WriteFile(filepath.Join(dir, "models.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	register := func(id string) {
+		t.Helper()
+		m := registry.Model{ModelID: id, SourceType: registry.SourceLocal, SourcePath: "/srv/models/x.gguf", ModelFormat: registry.FormatGGUF}
+		if _, _, err := r.Register(r.ctx(), m, PutOptions{Actor: "ada", Persist: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	aside := func() string {
+		t.Helper()
+		var out []string
+		for _, f := range r.ManifestStatus(r.ctx()).Refused {
+			if !strings.Contains(f.Msg, "only in case") {
+				t.Errorf("the reason of %s: %s", f.Field, f.Msg)
+			}
+			out = append(out, f.Field)
+		}
+		return strings.Join(out, " ")
+	}
+	register("third")
+	register("fourth")
+	r.written()
+	if st := r.ManifestStatus(r.ctx()); aside() != "third" || st.Err != "" || st.Pending != 0 {
+		t.Errorf("%+v", st)
+	}
+	if got := r.file(); !strings.Contains(got, "model_id: fourth\n") || strings.Contains(got, "third") {
+		t.Errorf("the file:\n%s", got)
+	}
+	register("fifth")
+	r.written()
+	if got := r.file(); aside() != "third" || !strings.Contains(got, "model_id: fifth\n") {
+		t.Errorf("refused %q, the file:\n%s", aside(), got)
+	}
+	r.close(false)
+
+	r = withFile(t, dir, "") // it is not forgotten by a restart
+	r.written()
+	if aside() != "third" {
+		t.Errorf("after a restart: %q", aside())
+	}
+	if err := os.WriteFile(filepath.Join(dir, "models.yaml"), []byte(strings.Replace(r.file(), "model_id: Third", "model_id: another", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.AwaitManifest(r.ctx()) // sees that somebody has mended the file
+	if got := r.file(); aside() != "" || !strings.Contains(got, "model_id: third\n") {
+		t.Errorf("refused %q, the file:\n%s", aside(), got)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "models.yaml"), []byte(strings.Replace(r.file(), "model_id: another", "model_id: first-2", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	register("FIRST-2")
+	r.written()
+	if aside() != "FIRST-2" {
+		t.Errorf("refused %q", aside())
+	}
+	if err := r.Delete(r.ctx(), "FIRST-2", 0, "ada"); err != nil {
+		t.Fatal(err)
+	}
+	r.written()
+	if st := r.ManifestStatus(r.ctx()); len(st.Refused) != 0 || st.Pending != 0 {
+		t.Errorf("a model that is gone is still refused: %+v", st)
+	}
+	r.close(false)
 }
 
 func TestRegisterWritesBack(t *testing.T) {
@@ -225,9 +298,7 @@ func TestPendingWriteSurvivesARestart(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	r := withFile(t, dir, yamlFile)
-	begun := make(chan struct{})
-	r.writeback.wake <- begun
-	<-begun // the writer has seen what there was at the start
+	r.AwaitManifest(r.ctx()) // the writer has seen what there was at the start
 	model := registry.Model{ModelID: "late", SourceType: registry.SourceLocal, SourcePath: "/srv/late.gguf", ModelFormat: registry.FormatGGUF}
 	if _, _, err := r.store.PutModel(r.ctx(), model, store.PutOptions{Actor: "ada", Persist: true, ToManifest: true}); err != nil { // as Register does before it is killed
 		t.Fatal(err)

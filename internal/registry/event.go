@@ -56,6 +56,9 @@ type ManifestStatus struct {
 	Pending int          `json:"pending"` // changes not yet written back
 	Err     string       `json:"error,omitempty"`
 	Issues  []FieldError `json:"issues,omitempty"` // bad entries, with line and column
+	// Refused are changes that the file does not take, by model id and with the reason. They are in the registry and do
+	// not count as pending; they are tried again when the model or the file is changed.
+	Refused []FieldError `json:"refused,omitempty"`
 }
 
 // EngineStatus says whether an engine can be used on this host.
