@@ -33,6 +33,13 @@ type Harness struct {
 	// Nowhere returns a reference under which there is nothing.
 	Nowhere func(t *testing.T) sources.Ref
 
+	// Kinds are the kinds of models that the source can have, of gguf, split (a GGUF in several files) and safetensors. Nil
+	// is all of them.
+	Kinds []string
+	// Path returns what the source calls a file that was put, for one that names files by their content. Nil is the name.
+	Path func(name string, content []byte) string
+	// Added is how many files of its own Put adds to every model.
+	Added int
 	// Served returns how many bytes of file contents the source was given so far, for a source that downloads. Nil
 	// for one that does not.
 	Served func() int64
@@ -62,20 +69,48 @@ func Run(t *testing.T, h Harness) {
 	}
 }
 
-// models are whole models of each kind, by a name for the test.
-func models(fill byte) map[string]struct {
-	format registry.Format
-	files  map[string][]byte
-} {
-	type m = struct {
-		format registry.Format
-		files  map[string][]byte
-	}
-	return map[string]m{
+// models are whole models of each kind that the source can have, by a name for the test.
+func (h Harness) models(fill byte) map[string]model {
+	all := map[string]model{
 		"gguf":        {registry.FormatGGUF, map[string][]byte{"tiny.gguf": TinyGGUF(fill)}},
 		"split":       {registry.FormatGGUF, SplitGGUF("tiny", fill)},
 		"safetensors": {registry.FormatSafetensors, SafetensorsFolder(fill)},
 	}
+	maps.DeleteFunc(all, func(kind string, _ model) bool { return h.Kinds != nil && !slices.Contains(h.Kinds, kind) })
+	return all
+}
+
+type model struct {
+	format registry.Format
+	files  map[string][]byte
+}
+
+// first returns the model of the first kind that the source can have.
+func (h Harness) first(kinds ...string) model {
+	all := h.models(1)
+	for _, kind := range append(kinds, slices.Sorted(maps.Keys(all))...) {
+		if m, ok := all[kind]; ok {
+			return m
+		}
+	}
+	panic("sourcetest: a harness without kinds of models")
+}
+
+// path returns what the source calls a file.
+func (h Harness) path(name string, content []byte) string {
+	if h.Path == nil {
+		return name
+	}
+	return h.Path(name, content)
+}
+
+// contents are the files that were put, by what the source calls them.
+func (h Harness) contents(files map[string][]byte) map[string][]byte {
+	out := map[string][]byte{}
+	for name, content := range files {
+		out[h.path(name, content)] = content
+	}
+	return out
 }
 
 func within(t *testing.T) context.Context {
@@ -101,7 +136,7 @@ func testType(t *testing.T, h Harness) {
 }
 
 func testResolve(t *testing.T, h Harness) {
-	for name, m := range models(1) {
+	for name, m := range h.models(1) {
 		t.Run(name, func(t *testing.T) {
 			ref := h.Put(t, "resolve-"+name, m.format, m.files)
 			one, two := resolve(t, h, ref), resolve(t, h, ref)
@@ -115,18 +150,23 @@ func testResolve(t *testing.T, h Harness) {
 				t.Errorf("the snapshot is of another reference:\n%s", d)
 			}
 			var sum int64
+			files, added := h.contents(m.files), 0
 			for _, f := range one.Files {
 				sum += f.Size
-				if want, ok := m.files[f.Path]; !ok || int64(len(want)) != f.Size {
+				want, ok := files[f.Path]
+				if !ok && added < h.Added {
+					added++
+				} else if !ok || int64(len(want)) != f.Size {
 					t.Errorf("%s has %d bytes, want %d (there: %v)", f.Path, f.Size, len(want), ok)
 				}
 			}
-			if len(one.Files) != len(m.files) || sum != one.Bytes {
-				t.Errorf("%d files of %d bytes, want %d of %d", len(one.Files), sum, len(m.files), one.Bytes)
+			if len(one.Files) != len(m.files)+h.Added || sum != one.Bytes {
+				t.Errorf("%d files of %d bytes, want %d of %d", len(one.Files), sum, len(m.files)+h.Added, one.Bytes)
 			}
 			main := ""
 			if m.format == registry.FormatGGUF {
-				main = slices.Min(slices.Collect(maps.Keys(m.files)))
+				first := slices.Min(slices.Collect(maps.Keys(m.files)))
+				main = h.path(first, m.files[first])
 			}
 			if one.Main != main {
 				t.Errorf("Main = %q, want %q", one.Main, main)
@@ -149,7 +189,7 @@ func testResolve(t *testing.T, h Harness) {
 }
 
 func testFacts(t *testing.T, h Harness) {
-	for name, m := range models(1) {
+	for name, m := range h.models(1) {
 		f := resolve(t, h, h.Put(t, "facts-"+name, m.format, m.files)).Facts
 		if f.Format != m.format || f.Parameters != 4160 || f.WeightBytes == 0 || f.Layers != 2 || f.KVHeads != 2 ||
 			f.KeyLength != 16 || f.ContextLength != 2048 || !f.Tokenizer || !f.ChatTemplate || f.Architecture == "" {
@@ -159,10 +199,10 @@ func testFacts(t *testing.T, h Harness) {
 }
 
 func testRevision(t *testing.T, h Harness) {
-	for name, m := range models(1) {
+	for name, m := range h.models(1) {
 		first := resolve(t, h, h.Put(t, "revision-"+name, m.format, m.files))
 		// The same names and sizes, other bytes.
-		second := resolve(t, h, h.Put(t, "revision-"+name, m.format, models(2)[name].files))
+		second := resolve(t, h, h.Put(t, "revision-"+name, m.format, h.models(2)[name].files))
 		if first.Revision == second.Revision {
 			t.Errorf("%s: the revision %s stayed the same when the content changed", name, first.Revision)
 		}
@@ -215,8 +255,9 @@ func (r *recorder) finished() {
 }
 
 // whole checks that an artifact is what was put.
-func whole(t *testing.T, a registry.Artifact, s sources.Snapshot, files map[string][]byte) {
+func whole(t *testing.T, h Harness, a registry.Artifact, s sources.Snapshot, put map[string][]byte) {
 	t.Helper()
+	files, added := h.contents(put), 0
 	if a.Revision != s.Revision || a.Bytes != s.Bytes || a.At.IsZero() {
 		t.Errorf("the artifact %s of %d bytes at %v is not of the snapshot %s of %d", a.Revision, a.Bytes, a.At, s.Revision, s.Bytes)
 	}
@@ -235,14 +276,16 @@ func whole(t *testing.T, a registry.Artifact, s sources.Snapshot, files map[stri
 	}
 	for _, f := range a.Files {
 		got, err := os.ReadFile(filepath.Join(dir, f.Path))
-		if err != nil || !bytes.Equal(got, files[f.Path]) {
+		if _, ok := files[f.Path]; !ok && err == nil && added < h.Added {
+			added++
+		} else if err != nil || !bytes.Equal(got, files[f.Path]) {
 			t.Errorf("%s is not on disk as it was put: %v", f.Path, err)
 		}
 	}
 }
 
 func testFetch(t *testing.T, h Harness) {
-	for name, m := range models(1) {
+	for name, m := range h.models(1) {
 		t.Run(name, func(t *testing.T) {
 			s := resolve(t, h, h.Put(t, "fetch-"+name, m.format, m.files))
 			r := &recorder{t: t}
@@ -251,13 +294,13 @@ func testFetch(t *testing.T, h Harness) {
 				t.Fatal(err)
 			}
 			r.finished()
-			whole(t, a, s, m.files)
+			whole(t, h, a, s, m.files)
 		})
 	}
 }
 
 func testFetchAgain(t *testing.T, h Harness) {
-	m := models(1)["split"]
+	m := h.first("split")
 	s := resolve(t, h, h.Put(t, "again", m.format, m.files))
 	var got []registry.Artifact
 	for range 2 {
@@ -276,7 +319,7 @@ func testFetchAgain(t *testing.T, h Harness) {
 
 // testCancel cancels before, and at each report; afterwards a fetch works as if nothing had been.
 func testCancel(t *testing.T, h Harness) {
-	m := models(1)["safetensors"]
+	m := h.first("safetensors")
 	ref := h.Put(t, "cancel", m.format, m.files)
 	s := resolve(t, h, ref)
 	dead, cancel := context.WithCancel(t.Context())
@@ -304,7 +347,7 @@ func testCancel(t *testing.T, h Harness) {
 			if r.n >= at && !ended {
 				t.Errorf("a fetch cancelled at report %d of %d succeeded", at, r.n)
 			}
-			whole(t, a, s, m.files)
+			whole(t, h, a, s, m.files)
 			break
 		}
 		if !errors.Is(err, context.Canceled) || a.Path != "" {
@@ -315,7 +358,7 @@ func testCancel(t *testing.T, h Harness) {
 	if err != nil {
 		t.Fatalf("after a cancelled fetch: %v", err)
 	}
-	whole(t, a, s, m.files)
+	whole(t, h, a, s, m.files)
 }
 
 // fails resolves and fetches and returns the error of whichever fails first.
@@ -363,7 +406,10 @@ func testNothing(t *testing.T, h Harness) {
 
 func testMissingShard(t *testing.T, h Harness) {
 	for name, shard := range map[string]string{"split": "tiny-00002-of-00002.gguf", "safetensors": "model-00002-of-00002.safetensors"} {
-		m := models(1)[name]
+		m, ok := h.models(1)[name]
+		if !ok {
+			continue
+		}
 		delete(m.files, shard)
 		wantFailure(t, fails(t, h, h.Put(t, "missing-"+name, m.format, m.files)), registry.FailureMissingFile, shard)
 	}
@@ -373,11 +419,14 @@ func testCorrupt(t *testing.T, h Harness) {
 	for name, file := range map[string]string{
 		"gguf": "tiny.gguf", "split": "tiny-00002-of-00002.gguf", "safetensors": "model-00001-of-00002.safetensors",
 	} {
-		m := models(1)[name]
+		m, ok := h.models(1)[name]
+		if !ok {
+			continue
+		}
 		m.files[file] = m.files[file][:len(m.files[file])-10]
-		wantFailure(t, fails(t, h, h.Put(t, "truncated-"+name, m.format, m.files)), registry.FailureCorruptFile, file)
+		wantFailure(t, fails(t, h, h.Put(t, "truncated-"+name, m.format, m.files)), registry.FailureCorruptFile, h.path(file, m.files[file]))
 		m.files[file] = nil
-		wantFailure(t, fails(t, h, h.Put(t, "empty-"+name, m.format, m.files)), registry.FailureCorruptFile, file)
+		wantFailure(t, fails(t, h, h.Put(t, "empty-"+name, m.format, m.files)), registry.FailureCorruptFile, h.path(file, nil))
 	}
 }
 
@@ -392,9 +441,9 @@ func testOtherFormat(t *testing.T, h Harness) {
 
 // testGone takes a shard away between Resolve and Fetch.
 func testGone(t *testing.T, h Harness) {
-	m := models(1)["split"]
+	m := h.first("split")
 	s := resolve(t, h, h.Put(t, "gone", m.format, m.files))
-	delete(m.files, "tiny-00002-of-00002.gguf")
+	delete(m.files, slices.Max(slices.Collect(maps.Keys(m.files)))) // the second shard, or the only file
 	h.Put(t, "gone", m.format, m.files)
 	a, err := h.Source.Fetch(within(t), s, func(registry.Progress) {})
 	if code := registry.CodeOf(err); a.Path != "" || code != registry.CodeLoadingFailed && code != registry.CodeNotFound {
@@ -403,7 +452,7 @@ func testGone(t *testing.T, h Harness) {
 }
 
 func testConcurrent(t *testing.T, h Harness) {
-	m := models(1)["safetensors"]
+	m := h.first("safetensors")
 	s := resolve(t, h, h.Put(t, "concurrent", m.format, m.files))
 	const n = 8
 	got := make([]registry.Artifact, n)
@@ -426,5 +475,5 @@ func testConcurrent(t *testing.T, h Harness) {
 			t.Errorf("two fetches at once gave different artifacts:\n%s", d)
 		}
 	}
-	whole(t, got[0], s, m.files)
+	whole(t, h, got[0], s, m.files)
 }
