@@ -49,9 +49,9 @@ func TestConfigs(t *testing.T) {
 		"a pattern":             {`{"model_type":"gemma3_text","num_hidden_layers":26,"num_attention_heads":4,"num_key_value_heads":1,"head_dim":256,"sliding_window":512,"sliding_window_pattern":6}`, want{26, 1, 256, 256, 512, 22}},
 		"a pattern by its type": {`{"model_type":"gemma2","num_hidden_layers":26,"num_attention_heads":8,"num_key_value_heads":4,"head_dim":256,"sliding_window":4096}`, want{26, 4, 256, 256, 4096, 13}},
 		"layer by layer":        {`{"num_hidden_layers":4,"num_attention_heads":4,"head_dim":8,"sliding_window":128,"layer_types":["sliding_attention","full_attention","sliding_attention","full_attention"]}`, want{4, 4, 8, 8, 128, 2}},
-		"linear attention":      {`{"num_hidden_layers":4,"num_attention_heads":16,"num_key_value_heads":8,"head_dim":8,"layer_types":["linear_attention","linear_attention","linear_attention","full_attention"]}`, want{4, 2, 8, 8, 0, 0}},
+		"linear attention":      {`{"num_hidden_layers":4,"num_attention_heads":16,"num_key_value_heads":8,"head_dim":8,"layer_types":["linear_attention","linear_attention","linear_attention","full_attention"]}`, want{4, 8, 8, 8, 0, 0}},
 		"under text_config":     {`{"model_type":"gemma3","text_config":{"num_hidden_layers":6,"num_attention_heads":4,"head_dim":8,"sliding_window":16}}`, want{6, 4, 8, 8, 16, 5}},
-		"latent attention":      {`{"num_hidden_layers":27,"num_attention_heads":16,"num_key_value_heads":16,"hidden_size":2048,"kv_lora_rank":512,"qk_rope_head_dim":64}`, want{27, 1, 512, 64, 0, 0}},
+		"latent attention":      {`{"num_hidden_layers":27,"num_attention_heads":16,"num_key_value_heads":16,"hidden_size":2048,"kv_lora_rank":512,"qk_rope_head_dim":64,"qk_nope_head_dim":128,"v_head_dim":128}`, want{27, 16, 192, 128, 0, 0}},
 		"wrong types":           {`{"num_hidden_layers":"many","num_attention_heads":-3,"hidden_size":1e300,"sliding_window":null}`, want{}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -77,15 +77,6 @@ func TestFolderKinds(t *testing.T) {
 	if f := w.Facts; err != nil || !f.Embedding || !f.Code || f.Quantization != "gptq 4-bit" || f.Pickles {
 		t.Errorf("got %+v, %v", f, err)
 	}
-	zip := "PK\x03\x04 archive/data.pkl PK\x05\x06" + string(make([]byte, 18))
-	pickles := map[string][]byte{"config.json": []byte(sourcetest.LlamaConfig), "pytorch_model.bin": []byte(zip), "vocab.txt": []byte("a")}
-	w, err = readFolder(pickles, registry.FormatTransformersPT)
-	if f := w.Facts; err != nil || !f.Pickles || f.WeightBytes != int64(len(zip)) || f.DType != "bfloat16" || !f.Tokenizer {
-		t.Errorf("got %+v, %v", f, err)
-	}
-	pickles["pytorch_model.bin"] = []byte(zip[:20])
-	_, err = readFolder(pickles, registry.FormatTransformersPT)
-	corrupt(t, err, "pytorch_model.bin", "half copied")
 	// transformers takes safetensors before pickles, and so does the format named after it.
 	both := sourcetest.SafetensorsFolder(1)
 	both["pytorch_model.bin"] = []byte("rubbish")

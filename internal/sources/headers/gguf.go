@@ -70,41 +70,45 @@ func ScanGGUF(r io.ReaderAt, size int64) (GGUF, error) {
 		return g, notWeights(start, "GGUF")
 	}
 	c := &cursor{r: r, size: size, limit: MaxGGUFHeader, pos: 4}
+	return g, g.scan(c)
+}
+
+// scan reads the header behind its first four bytes.
+func (g *GGUF) scan(c *cursor) error {
 	version, err := c.u32("the version")
 	if err != nil {
-		return g, err
+		return err
 	}
 	switch {
 	case version&0xffff == 0:
-		return g, invalid("this GGUF file is big-endian (version %#x at byte 4); convert it for this machine", version)
+		return invalid("this GGUF file is big-endian (version %#x at byte 4); convert it for this machine", version)
 	case version < 2 || version > 3:
-		return g, invalid("this GGUF file has version %d (at byte 4); versions 2 and 3 can be read", version)
+		return invalid("this GGUF file has version %d (at byte 4); versions 2 and 3 can be read", version)
 	}
 	tensors, err := c.u64("the number of tensors")
 	if err != nil {
-		return g, err
+		return err
 	}
 	keys, err := c.u64("the number of keys")
 	if err != nil {
-		return g, err
+		return err
 	}
 	if tensors > maxGGUFTensors {
-		return g, corruptAt(8, "the header claims %d tensors; at most %d make sense", tensors, maxGGUFTensors)
+		return corruptAt(8, "the header claims %d tensors; at most %d make sense", tensors, maxGGUFTensors)
 	}
 	if keys > maxGGUFKeys {
-		return g, corruptAt(16, "the header claims %d keys; at most %d make sense", keys, maxGGUFKeys)
+		return corruptAt(16, "the header claims %d keys; at most %d make sense", keys, maxGGUFKeys)
 	}
 	for range keys {
 		if err := g.readKey(c); err != nil {
-			return g, err
+			return err
 		}
 	}
 	if v, ok := g.values["general.type"]; ok && v.kind == kindString {
 		g.Type = v.text
 	}
 	g.SplitNo, g.SplitCount = g.number("split.no"), g.number("split.count")
-	err = g.readTensors(c, int(tensors))
-	return g, err
+	return g.readTensors(c, int(tensors))
 }
 
 func (g *GGUF) readKey(c *cursor) error {

@@ -58,16 +58,16 @@ var fileTypes = map[int64]string{
 // plainTypes are the tensor types that are no quantisation.
 var plainTypes = map[string]bool{"f32": true, "f16": true, "bf16": true, "f64": true, "i8": true, "i16": true, "i32": true, "i64": true}
 
-// swaPattern says which layers of an architecture see only the sliding window: of each period all but one. Which
-// one (the first or the last) matters where the number of layers is no multiple of the period.
+// swaPattern says which layers of an architecture see only the sliding window: of each period all but one, the first or
+// the last.
 type swaPattern struct {
-	period       int
+	period       int // 0: every layer
 	denseFirst   bool
 	windowIfNone int // the window that the engine uses when the header names none
 }
 
 // swaPatterns follows the calls of load_swa_pattern in src/models/*.cpp of llama.cpp 11434. Architectures that
-// are not here use full attention in that engine whatever the header says (llama, phi3).
+// are not here use full attention in that engine, unless the header says it layer by layer.
 var swaPatterns = map[string]swaPattern{
 	"afmoe":           {period: 4},
 	"cohere2":         {period: 4},
@@ -79,25 +79,33 @@ var swaPatterns = map[string]swaPattern{
 	"gemma3":          {period: 6},
 	"gemma3n":         {period: 5},
 	"gpt-oss":         {period: 2},
+	"laguna":          {period: 4, denseFirst: true},
+	"lfm2":            {},
 	"llama4":          {period: 4, windowIfNone: 8192},
 	"mellum":          {period: 4},
 	"modern-bert":     {period: 3, denseFirst: true},
+	"muse-glimmer":    {period: 4},
 	"olmo2":           {period: 4},
 	"plamo3":          {period: 8},
 	"smallthinker":    {period: 4, denseFirst: true},
 }
 
-// windowed returns how many of so many layers see only the window.
-func (p swaPattern) windowed(layers int) int {
-	if p.period <= 0 {
-		return layers
+// fullAttention are architectures whose window that engine passes over even when the header says it layer by layer.
+var fullAttention = map[string]bool{"phi3": true}
+
+// windowed reports whether layer i sees only the window.
+func (p swaPattern) windowed(i int) bool {
+	switch {
+	case p.period <= 0:
+		return true
+	case p.denseFirst:
+		return i%p.period != 0
 	}
-	full := layers / p.period
-	if p.denseFirst && layers%p.period != 0 {
-		full++
-	}
-	return layers - full
+	return i%p.period < p.period-1
 }
+
+// recurrentIntervals is full_attention_interval where the header does not say it: of so many layers the last one attends.
+var recurrentIntervals = map[string]int{"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "minimax-01": 8}
 
 // encoderArchitectures answer embeddings and cannot chat: the encoders of src/llama-arch.cpp of llama.cpp 11434.
 var encoderArchitectures = map[string]bool{

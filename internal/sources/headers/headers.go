@@ -159,6 +159,7 @@ type cursor struct {
 	pos         int64
 	buf         []byte
 	at          int64 // offset of buf[0]
+	cut         bool  // the limit was reached
 }
 
 const window = 128 << 10
@@ -170,6 +171,7 @@ func (c *cursor) check(n uint64, what string) error {
 			"the file is damaged or half copied: %s takes %d bytes at byte %d, but the file has %d bytes", what, n, c.pos, c.size)
 	}
 	if n > uint64(max(c.limit-c.pos, 0)) {
+		c.cut = true
 		return corruptAt(c.pos, "the header is larger than %d MiB", c.limit>>20)
 	}
 	return nil
@@ -185,7 +187,7 @@ func (c *cursor) take(n uint64, what string) ([]byte, error) {
 		if c.buf == nil {
 			c.buf = make([]byte, min(window, c.size))
 		}
-		c.buf = c.buf[:min(int64(cap(c.buf)), c.size-c.pos)]
+		c.buf = c.buf[:min(int64(cap(c.buf)), c.size-c.pos, c.limit-c.pos)]
 		if err := readFull(c.r, c.buf, c.pos); err != nil {
 			return nil, err
 		}
@@ -223,16 +225,27 @@ func (c *cursor) u64(what string) (uint64, error) {
 // tally sums tensors by type.
 type tally struct {
 	elements, bytes int64
+	experts         int64 // of elements, those of experts of which a token passes through some only
 	byType          map[string]int64
 }
 
-func (t *tally) add(x Tensor) {
+func (t *tally) add(x Tensor) { t.addPacked(x, quantized{}) }
+
+// addPacked counts the parameters that a tensor stands for, which are more than its elements when they are packed.
+func (t *tally) addPacked(x Tensor, q quantized) {
 	if t.byType == nil {
 		t.byType = map[string]int64{}
 	}
-	t.elements += x.Elements
+	parameters, dtype := q.parameters(x.Name, x.DType, x.Elements)
+	if parameters > math.MaxInt64-t.elements {
+		parameters = 0 // a shape that no file holds
+	}
+	t.elements += parameters
 	t.bytes += x.Bytes
-	t.byType[x.DType] += x.Bytes
+	t.byType[dtype] += x.Bytes
+	if strings.Contains(x.Name, ".experts.") || strings.Contains(x.Name, "_exps.") {
+		t.experts += parameters
+	}
 }
 
 // dominant returns the type that holds most bytes; of two with as many, the first by name, so that it is always

@@ -106,8 +106,8 @@ func TestGGUFArchitectures(t *testing.T) {
 		"KV heads of each layer": {base("lfm2", map[string]any{
 			"lfm2.attention.head_count_kv": []int32{0, 0, 8, 0, 0, 8, 0, 0, 8, 0, 8, 0, 8, 0}}),
 			func(f *registry.Facts) {
-				f.KVHeads = 3 // 40 heads in 14 layers, rounded up
-				f.Notes = []string{"The number of KV heads differs between layers (0 to 8)."}
+				f.KVLayers, f.KVHeads = 5, 8
+				f.Notes = []string{"9 of 14 layers keep no keys and values of their own."}
 			}},
 		"an encoder": {base("nomic-bert", map[string]any{"nomic-bert.pooling_type": uint32(1)}),
 			func(f *registry.Facts) { f.KVHeads, f.Embedding = 4, true }},

@@ -42,31 +42,45 @@ func ReadSafetensors(r io.ReaderAt, size int64) (Safetensors, error) {
 	if err != nil {
 		return s, err
 	}
-	if !looksLikeSafetensors(start) {
-		if len(start) >= 9 && start[8] == '{' {
-			return s, corruptAt(0, "the header claims to be %d bytes long; at most %d are allowed", binary.LittleEndian.Uint64(start), MaxSafetensorsHeader)
-		}
-		return s, notWeights(start, "safetensors")
-	}
-	n := int64(min(binary.LittleEndian.Uint64(start), MaxSafetensorsHeader))
-	s.DataOffset = 8 + n
-	if s.DataOffset > size {
-		return s, truncated(s.DataOffset, size)
-	}
-	if s.Tensors, err = readTensorList(r, n); err != nil {
-		return s, err
-	}
-	end, err := checkLayout(s.Tensors)
+	n, err := headerLength(start, size)
 	if err != nil {
 		return s, err
 	}
+	s.DataOffset = 8 + n
+	if s.Tensors, err = readTensorList(r, n); err != nil {
+		return s, err
+	}
+	return s, s.fills(size)
+}
+
+// headerLength returns the length of the JSON at the start of a safetensors file of size bytes.
+func headerLength(start []byte, size int64) (int64, error) {
+	if !looksLikeSafetensors(start) {
+		if len(start) >= 9 && start[8] == '{' {
+			return 0, corruptAt(0, "the header claims to be %d bytes long; at most %d are allowed", binary.LittleEndian.Uint64(start), MaxSafetensorsHeader)
+		}
+		return 0, notWeights(start, "safetensors")
+	}
+	n := int64(min(binary.LittleEndian.Uint64(start), MaxSafetensorsHeader))
+	if 8+n > size {
+		return 0, truncated(8+n, size)
+	}
+	return n, nil
+}
+
+// fills checks that the tensors fill a file of size bytes exactly.
+func (s Safetensors) fills(size int64) error {
+	end, err := checkLayout(s.Tensors)
+	if err != nil {
+		return err
+	}
 	switch need := s.DataOffset + end; {
 	case need > size:
-		return s, truncated(need, size)
+		return truncated(need, size)
 	case need < size:
-		return s, corruptAt(need, "%d bytes follow the last tensor, which the format does not allow", size-need)
+		return corruptAt(need, "%d bytes follow the last tensor, which the format does not allow", size-need)
 	}
-	return s, nil
+	return nil
 }
 
 // heldReader remembers why reading stopped, because the JSON decoder may wrap it.
@@ -83,6 +97,8 @@ func (h *heldReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// readTensorList reads the n bytes of JSON from byte 8 on. When they end before the JSON does, the error is an
+// unexpected end, and the tensors before it are returned.
 func readTensorList(r io.ReaderAt, n int64) ([]Tensor, error) {
 	held := &heldReader{r: io.NewSectionReader(r, 8, n)}
 	dec := json.NewDecoder(held)
@@ -90,18 +106,20 @@ func readTensorList(r io.ReaderAt, n int64) ([]Tensor, error) {
 		if held.err != nil {
 			return readError(held.err, 8+dec.InputOffset())
 		}
-		return corruptAt(8+dec.InputOffset(), "the header is not the JSON it should be: %s", clean(err.Error()))
-	}
-	if _, err := dec.Token(); err != nil { // the opening brace, which was seen already
-		return nil, fail(err)
+		e := corruptAt(8+dec.InputOffset(), "the header is not the JSON it should be: %s", clean(err.Error()))
+		e.Err = err
+		return e
 	}
 	var list []Tensor
+	if _, err := dec.Token(); err != nil { // the opening brace, which was seen already
+		return list, fail(err)
+	}
 	seen := map[string]bool{}
 	for dec.More() {
 		at := 8 + dec.InputOffset()
 		tok, err := dec.Token()
 		if err != nil {
-			return nil, fail(err)
+			return list, fail(err)
 		}
 		name, _ := tok.(string)
 		if seen[name] {
@@ -111,7 +129,7 @@ func readTensorList(r io.ReaderAt, n int64) ([]Tensor, error) {
 		if name == "__metadata__" {
 			var metadata map[string]string
 			if err := dec.Decode(&metadata); err != nil {
-				return nil, fail(err)
+				return list, fail(err)
 			}
 			continue
 		}
@@ -120,7 +138,7 @@ func readTensorList(r io.ReaderAt, n int64) ([]Tensor, error) {
 		}
 		var info tensorInfo
 		if err := dec.Decode(&info); err != nil {
-			return nil, fail(err)
+			return list, fail(err)
 		}
 		t, err := info.tensor(name, at)
 		if err != nil {
@@ -129,7 +147,7 @@ func readTensorList(r io.ReaderAt, n int64) ([]Tensor, error) {
 		list = append(list, t)
 	}
 	if _, err := dec.Token(); err != nil {
-		return nil, fail(err)
+		return list, fail(err)
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return nil, corruptAt(8+dec.InputOffset(), "something follows the header's JSON")
@@ -195,7 +213,19 @@ func checkLayout(list []Tensor) (int64, error) {
 
 // index is a safetensors or PyTorch index file: which tensor is in which shard.
 type index struct {
+	Metadata  any               `json:"metadata"`
 	WeightMap map[string]string `json:"weight_map"`
+}
+
+// total returns a number of the metadata, 0 when it is not there or makes no sense: total_size, the bytes of all tensors,
+// or total_parameters, which newer versions of transformers write.
+func (i index) total(name string) int64 {
+	m, _ := i.Metadata.(map[string]any)
+	n, ok := m[name].(float64)
+	if !ok || !(n >= 0 && n < 1<<60) {
+		return 0
+	}
+	return int64(n)
 }
 
 // shards returns the files that the index names, sorted, and refuses names that lead out of the folder.
