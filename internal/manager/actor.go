@@ -22,11 +22,13 @@ type actor struct {
 
 	rt       registry.Runtime
 	inst     loaders.Instance
-	load     *job   // the load under way, queued or starting
-	unload   *job   // the unload under way, draining or stopping
-	next     *job   // a load that begins when the unload is through
-	active   int    // requests being answered
-	drained  func() // called when active becomes 0 while draining
+	load     *job          // the load under way, queued or starting
+	unload   *job          // the unload under way, draining or stopping
+	next     *job          // a load that begins when the unload is through
+	fetch    *job          // the fetch without a load that is under way
+	getting  map[*job]bool // of load and fetch, those that are having the files brought here; see fetchStep
+	active   int           // requests being answered
+	drained  func()        // called when active becomes 0 while draining
 	idle     *time.Timer
 	retry    *time.Timer
 	lastSave time.Time   // of LastUsedAt
@@ -39,7 +41,8 @@ type view struct {
 	rt       registry.Runtime
 	inst     loaders.Instance
 	track    *tracker
-	loadTask bool
+	loadTask bool // track is of a load or a fetch
+	fetching bool // a fetch without a load is under way
 }
 
 // job is one load or unload under way.
@@ -84,7 +87,7 @@ func (m *Manager) startActor(id string, rt registry.Runtime) (*actor, error) {
 	if rt.State == "" {
 		rt.State = registry.RuntimeStopped
 	}
-	a := &actor{m: m, id: id, rt: rt, inbox: make(chan func(), 64), ended: make(chan struct{})}
+	a := &actor{m: m, id: id, rt: rt, inbox: make(chan func(), 64), ended: make(chan struct{}), getting: map[*job]bool{}}
 	a.show()
 	m.actors[id] = a
 	m.goWork(a.run)
@@ -151,12 +154,14 @@ func (a *actor) post(f func()) {
 }
 
 func (a *actor) show() {
-	v := &view{rt: a.rt, inst: a.inst}
+	v := &view{rt: a.rt, inst: a.inst, fetching: a.fetch != nil}
 	switch {
 	case a.load != nil:
 		v.track, v.loadTask = a.load.track, true
 	case a.unload != nil:
 		v.track = a.unload.track
+	case a.fetch != nil:
+		v.track, v.loadTask = a.fetch.track, true
 	}
 	a.view.Store(v)
 }
@@ -222,8 +227,11 @@ func (a *actor) save(next registry.Runtime) error {
 
 func (a *actor) tell() {
 	st := registry.ModelStatus{ModelID: a.id, Status: registry.DeriveStatus("", a.rt.Artifact, a.rt.State), Device: a.rt.Device, Engine: a.rt.Engine, Operation: a.rt.OperationID, Failure: a.rt.Failure}
-	if a.load != nil {
+	switch {
+	case a.load != nil:
 		st.Percent = a.load.track.percent()
+	case a.fetch != nil:
+		st.Percent, st.Operation = a.fetch.track.percent(), a.fetch.track.op.ID
 	}
 	a.m.bus.Publish(registry.EventModelStatus, a.id, st)
 }
@@ -303,6 +311,7 @@ func (a *actor) requestLoad(rec registry.Record, o LoadOptions) (op registry.Ope
 		if err := a.enqueue(j, registry.TriggerLoad); err != nil {
 			return op, err
 		}
+		a.wakeFetch(rec)
 	case registry.RuntimeSleeping:
 		m.live.Delete(track.op.ID)
 		return op, registry.Errorf(registry.CodeUnsupported, "%s is asleep and its engine cannot be woken; unload it first", a.id)
@@ -333,7 +342,7 @@ func (a *actor) enqueue(j *job, on registry.Trigger) error {
 	ctx, cancel := context.WithCancel(a.m.ctx)
 	j.gen, j.cancel = a.rt.Generation, cancel
 	a.load = j
-	w := &loadWork{m: a.m, a: a, job: j, instance: a.rt.InstanceID, artifact: a.rt.Artifact}
+	w := &loadWork{m: a.m, a: a, job: j, instance: a.rt.InstanceID}
 	a.m.goWork(func() { defer cancel(); w.run(ctx) })
 	return nil
 }
@@ -403,6 +412,7 @@ func (a *actor) refused(gen int64, err error) {
 		return
 	}
 	a.load = nil
+	a.leaveFetch(j, registry.TriggerAbandon)
 	a.happened(registry.TriggerRefuse, func(rt *registry.Runtime) { rt.Desired = registry.RuntimeStopped })
 	a.show()
 	j.track.finish(err, "")
@@ -419,6 +429,7 @@ func (a *actor) failed(gen int64, err error) {
 		return
 	}
 	a.load = nil
+	a.leaveFetch(j, registry.TriggerFail)
 	a.happened(registry.TriggerFail, func(rt *registry.Runtime) {
 		rt.Desired, rt.Failure, rt.Handle, rt.Endpoint = registry.RuntimeStopped, failureOf(err), nil, nil
 	})
@@ -541,14 +552,10 @@ func (a *actor) cancelLoad(ctx context.Context, op, actor string) error {
 func (a *actor) dropLoad(why string) error {
 	j := a.load
 	starting := a.rt.State == registry.RuntimeStarting
-	if err := a.move(registry.TriggerCancel, func(rt *registry.Runtime) {
-		a.unwanted(rt)
-		if !starting && rt.Artifact != registry.ArtifactPresent && rt.Artifact != registry.ArtifactFailed {
-			rt.Artifact = registry.ArtifactAbsent
-		}
-	}); err != nil {
+	if err := a.move(registry.TriggerCancel, a.unwanted); err != nil {
 		return err
 	}
+	a.leaveFetch(j, registry.TriggerAbandon)
 	j.why = why
 	j.cancel()
 	if !starting {
@@ -565,6 +572,7 @@ func (a *actor) gone(gen int64) {
 		return
 	}
 	a.load = nil
+	a.leaveFetch(j, registry.TriggerAbandon)
 	a.settle()
 	j.track.finish(context.Canceled, j.why)
 }

@@ -39,7 +39,7 @@ func (m *Manager) Acquire(ctx context.Context, id, actor string) (Lease, error) 
 			return Lease{}, op.Error.AsError()
 		case registry.OperationCancelled:
 			return Lease{}, registry.Errorf(registry.CodeUnavailable, "The load of %s was cancelled. %s", id, op.Outcome)
-		case registry.OperationQueued, registry.OperationRunning:
+		case registry.OperationQueued, registry.OperationRunning, registry.OperationPaused:
 			return Lease{}, ctx.Err()
 		}
 	}

@@ -92,13 +92,17 @@ func (m *Manager) planFor(ctx context.Context, rec registry.Record, device regis
 			Sentence: "Is loaded " + where(v.rt.Device) + "."}, nil
 	}
 	snap, err := m.resolve(ctx, rec.Model)
-	if err != nil {
-		if ctx.Err() != nil {
-			return registry.Plan{}, err
-		}
-		return registry.Plan{ModelID: rec.ModelID, Problem: registry.ProblemOf(err), Sentence: registry.AsError(err).Error()}, nil
+	if err == nil {
+		m.noteResolved(rec, snap)
+		return m.decide(ctx, rec, device, artifactOf(snap))
 	}
-	return m.decide(ctx, rec, device, artifactOf(snap))
+	if ctx.Err() != nil {
+		return registry.Plan{}, err
+	}
+	if art, ok := m.knownArtifact(ctx, rec, err); ok {
+		return m.decide(ctx, rec, device, art)
+	}
+	return registry.Plan{ModelID: rec.ModelID, Problem: registry.ProblemOf(err), Sentence: registry.AsError(err).Error()}, nil
 }
 
 // decide is the dry run of reserve.
@@ -158,6 +162,10 @@ func (m *Manager) resolve(ctx context.Context, model registry.Model) (sources.Sn
 	if err != nil {
 		return sources.Snapshot{}, err
 	}
+	model, err = m.withSecrets(ctx, model)
+	if err != nil {
+		return sources.Snapshot{}, err
+	}
 	return src.Resolve(ctx, sources.RefOf(model))
 }
 
@@ -184,7 +192,6 @@ type loadWork struct {
 	a        *actor
 	job      *job
 	instance string
-	artifact registry.ArtifactState
 	reserved bool
 }
 
@@ -262,17 +269,17 @@ func (w *loadWork) load(ctx context.Context) (loaders.Instance, registry.Memory,
 	t := w.job.track
 	model := w.job.rec.Model
 
-	t.stage(registry.StageQueue, "")
-	select {
-	case w.m.starts <- struct{}{}:
-		defer func() { <-w.m.starts }()
-	case <-ctx.Done():
-		return nil, none, "", ctx.Err()
-	}
-	art, err := w.fetch(ctx, model)
+	// What surely will not fit is not worth a download: the guide's check comes before anything starts.
+	check := func(art registry.Artifact) error { _, err := w.check(ctx, art); return err }
+	art, err := w.m.obtain(ctx, w.a, w.job, check, true)
 	if err != nil {
 		return nil, none, "", err
 	}
+	// Not before: a download must not hold one of the places in which engines start.
+	if err := w.takeStart(ctx); err != nil {
+		return nil, none, "", err
+	}
+	defer func() { <-w.m.starts }()
 	t.stage(registry.StageReserve, "")
 	plan, eng, sample, err := w.reserve(ctx, art)
 	if err != nil {
@@ -281,8 +288,12 @@ func (w *loadWork) load(ctx context.Context) (loaders.Instance, registry.Memory,
 	if err := w.a.do(ctx, func() error { return w.a.admitted(w.job.gen, plan, eng.version.Version) }); err != nil {
 		return nil, none, "", err
 	}
+	given, err := w.m.withSecrets(ctx, model)
+	if err != nil {
+		return nil, none, "", err
+	}
 	spec := loaders.LoadSpec{
-		Model: model, Artifact: art, InstanceID: w.instance, Device: registry.DeviceCPU, GPUs: plan.GPUs, Context: plan.Needs.Context,
+		Model: given, Artifact: art, InstanceID: w.instance, Device: registry.DeviceCPU, GPUs: plan.GPUs, Context: plan.Needs.Context,
 		LogPath: w.m.logPath(w.instance), Dir: filepath.Join(w.m.runDir(), w.instance),
 		Started: func(h registry.Handle) {
 			if err := w.a.do(context.WithoutCancel(ctx), func() error { return w.a.started(w.job.gen, h) }); err != nil {
@@ -322,60 +333,20 @@ func readySentence(took time.Duration, plan registry.Plan, mem registry.Memory) 
 	return s + "."
 }
 
-// fetch resolves the source and brings the files to disk, moving the artifact axis as it goes.
-func (w *loadWork) fetch(ctx context.Context, model registry.Model) (registry.Artifact, error) {
-	t := w.job.track
-	artifact := func(on registry.Trigger) {
-		w.a.post(func() {
-			if w.a.load == w.job {
-				w.a.setArtifact(on)
-			}
-		})
+// takeStart waits for one of the places in which engines may be starting.
+func (w *loadWork) takeStart(ctx context.Context) error {
+	select {
+	case w.m.starts <- struct{}{}:
+		return nil
+	default:
 	}
-	src, err := w.m.source(model.SourceType)
-	if err != nil {
-		return registry.Artifact{}, refusal{err}
+	w.job.track.waits(registry.StageReserve, fmt.Sprintf("Waits for its turn: %d engines are starting, the most at once", cap(w.m.starts)))
+	select {
+	case w.m.starts <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	t.stage(registry.StageResolve, "")
-	artifact(registry.TriggerResolve)
-	snap, err := src.Resolve(ctx, sources.RefOf(model))
-	if err != nil {
-		artifact(failOrAbandon(ctx))
-		return registry.Artifact{}, err
-	}
-	// What surely will not fit is not worth a download: the guide's check comes before anything starts.
-	if _, err := w.check(ctx, artifactOf(snap)); err != nil {
-		artifact(registry.TriggerAbandon)
-		return registry.Artifact{}, err
-	}
-	fetching, verifying := false, false
-	art, err := src.Fetch(ctx, snap, func(p registry.Progress) {
-		if p.Stage == registry.StageFetch && !fetching {
-			fetching = true
-			artifact(registry.TriggerFetch)
-		}
-		if p.Stage == registry.StageVerify && !verifying {
-			verifying = true
-			artifact(registry.TriggerVerify)
-		}
-		t.report(p)
-	})
-	if err != nil {
-		artifact(failOrAbandon(ctx))
-		return art, err
-	}
-	if !verifying {
-		artifact(registry.TriggerVerify)
-	}
-	artifact(registry.TriggerVerified)
-	return art, nil
-}
-
-func failOrAbandon(ctx context.Context) registry.Trigger {
-	if ctx.Err() != nil {
-		return registry.TriggerAbandon
-	}
-	return registry.TriggerFail
 }
 
 // check plans without reserving and refuses what cannot be loaded now.

@@ -41,12 +41,23 @@ type Options struct {
 	Logger    *slog.Logger
 	Now       func() time.Time
 
+	ModelRoots []string  // folders that local models may be read from, unless an admin has set others; none allows any
+	Bandwidth  Bandwidth // takes the bandwidth limits; nil: there is nothing to limit
+
 	MaxStarts    int           // engines starting at once; default 4
+	MaxFetches   int           // downloads at once; default 4
 	DrainTimeout time.Duration // how long requests may finish before an unload; default 30 s
 	StopTimeout  time.Duration // how long an engine may take to end before it is killed; default 20 s
 	MaxRestarts  int           // after crashes, before a model is failed; default 3
 	RestartPause time.Duration // before the first restart, doubled for each further one; default 2 s
 	SteadyAfter  time.Duration // ready this long, a crash counts as the first again; default 5 min
+	WatchEvery   time.Duration // how often models whose files may change under them are looked at; default 30 s
+}
+
+// Bandwidth limits downloads. Rates are in bytes per second; 0 is unlimited.
+type Bandwidth interface {
+	SetRate(bytesPerSecond int64)
+	SetSourceRate(source registry.SourceType, bytesPerSecond int64)
 }
 
 // Manager owns every instance. It is safe for concurrent use.
@@ -66,6 +77,9 @@ type Manager struct {
 	live      sync.Map // operation id → *tracker
 	ledger    *ledger
 	starts    chan struct{} // one token for each engine that may be starting
+	fetches   *fetchBook
+	noticer   *noticer
+	changed   sync.Map // model id → what changed on disk under it, in words
 	writeback *writeback
 	ready     chan struct{} // closed when the reconciler is through
 	installs  sync.Map      // engine name → operation id
@@ -90,8 +104,12 @@ func New(o Options) *Manager {
 	def(&o.StopTimeout, 20*time.Second)
 	def(&o.RestartPause, 2*time.Second)
 	def(&o.SteadyAfter, 5*time.Minute)
+	def(&o.WatchEvery, 30*time.Second)
 	if o.MaxStarts == 0 {
 		o.MaxStarts = 4
+	}
+	if o.MaxFetches == 0 {
+		o.MaxFetches = 4
 	}
 	if o.MaxRestarts == 0 {
 		o.MaxRestarts = 3
@@ -100,7 +118,9 @@ func New(o Options) *Manager {
 	m := &Manager{
 		Options: o, store: o.Store, bus: o.Bus, log: o.Logger, ctx: ctx, cancel: cancel,
 		actors: map[string]*actor{}, ledger: newLedger(), starts: make(chan struct{}, o.MaxStarts), ready: make(chan struct{}),
+		fetches: newFetchBook(o.MaxFetches),
 	}
+	m.noticer = newNoticer(m)
 	m.writeback = newWriteback(m)
 	return m
 }
@@ -113,9 +133,13 @@ func (m *Manager) Start(ctx context.Context) error {
 			return registry.Errorf(registry.CodeUnavailable, "The data folder cannot be used: %w", err)
 		}
 	}
+	if err := m.applySettings(ctx); err != nil {
+		return err
+	}
 	if err := m.reconcile(ctx); err != nil {
 		return err
 	}
+	m.noticer.start()
 	close(m.ready)
 	if err := m.firstImport(ctx); err != nil {
 		return err
@@ -123,6 +147,9 @@ func (m *Manager) Start(ctx context.Context) error {
 	m.goWork(m.writeback.run)
 	m.goWork(m.housekeeping)
 	m.goWork(m.loadPinned)
+	m.goWork(m.resumeFetches)
+	m.goWork(m.watch)
+	m.goWork(m.retainHourly)
 	return nil
 }
 
@@ -139,6 +166,10 @@ func (m *Manager) Close(ctx context.Context, keep bool) error {
 		all = append(all, a)
 	}
 	m.mu.Unlock()
+	for _, a := range all {
+		// An error says that the actor has ended before, and no fetch of it is left.
+		_ = a.do(context.WithoutCancel(ctx), func() error { a.suspendFetch(); return nil })
+	}
 	if !keep {
 		var stop sync.WaitGroup
 		for _, a := range all {
@@ -228,8 +259,9 @@ func (m *Manager) Await(ctx context.Context, id string) (registry.Operation, err
 	return m.Operation(context.WithoutCancel(ctx), id)
 }
 
-// CancelOperation cancels a load that is under way. CodeBadState for operations that have ended or cannot be cancelled.
-func (m *Manager) CancelOperation(ctx context.Context, id, actor string) (registry.Operation, error) {
+// CancelOperation cancels a load or an installation that is under way, or a fetch that is under way or rests. What has
+// arrived of a cancelled fetch stays on the disk, and the next one goes on from there. CodeBadState for operations that have ended or cannot be cancelled.
+func (m *Manager) CancelOperation(ctx context.Context, id, by string) (registry.Operation, error) {
 	op, err := m.Operation(ctx, id)
 	if err != nil {
 		return op, err
@@ -243,14 +275,21 @@ func (m *Manager) CancelOperation(ctx context.Context, id, actor string) (regist
 		if err != nil {
 			return op, err
 		}
-		if err := a.cancelLoad(ctx, id, actor); err != nil {
+		if err := a.cancelLoad(ctx, id, by); err != nil {
 			return op, err
 		}
 	case registry.OperationInstall:
 		if v, ok := m.installs.Load(op.Subject); ok {
 			v.(*install).cancel()
 		}
-	case registry.OperationUnload, registry.OperationFetch, registry.OperationImport:
+	case registry.OperationFetch:
+		_, err := m.onFetch(ctx, id, "cancelled", func(a *actor, op registry.Operation) error {
+			return a.cancelFetch(op, "Cancelled by "+by+". What has arrived is kept for the next fetch.")
+		})
+		if err != nil {
+			return op, err
+		}
+	case registry.OperationUnload, registry.OperationImport:
 		return op, registry.Errorf(registry.CodeBadState, "An %s cannot be cancelled: it gives back what it can as it is", op.Kind)
 	}
 	return m.Await(ctx, id)

@@ -24,6 +24,9 @@ func (m *Manager) reconcile(ctx context.Context) error {
 			kept[rt.InstanceID] = true
 		}
 	}
+	if err := m.forgetFetching(ctx); err != nil {
+		return err
+	}
 	m.endOrphans(ctx, kept)
 	if err := m.forgetOrphans(ctx); err != nil {
 		return err
@@ -34,6 +37,9 @@ func (m *Manager) reconcile(ctx context.Context) error {
 		return err
 	}
 	for _, op := range ops {
+		if op.Kind == registry.OperationFetch {
+			continue // goes on, see resumeFetches; a paused one rests
+		}
 		op.EndedAt = m.now()
 		if v := m.peek(op.Subject); op.Kind == registry.OperationLoad && v != nil && v.rt.State == registry.RuntimeReady && v.rt.OperationID == op.ID {
 			op.State, op.Outcome = registry.OperationSucceeded, "The server was restarted while it loaded; its engine was found running."
@@ -54,6 +60,22 @@ func (m *Manager) reconcile(ctx context.Context) error {
 			}
 		}
 		if err := m.store.PutOperation(ctx, op); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forgetFetching puts back the artifact state of models whose files were being fetched when the server ended. What has
+// arrived is on the disk, and a fetch goes on from there.
+func (m *Manager) forgetFetching(ctx context.Context) error {
+	under, err := m.store.FetchingRuntimes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, rt := range under {
+		rt.Artifact, rt.ChangedAt = registry.ArtifactAbsent, m.now()
+		if err := m.store.PutRuntime(ctx, rt); err != nil {
 			return err
 		}
 	}

@@ -19,7 +19,9 @@ type Listed struct {
 	PerMinute  int // requests
 	Active     int
 	Runtime    registry.Runtime
-	Operation  *registry.Operation // under way
+	Operation  *registry.Operation     // under way
+	Changed    string                  // what is different on disk since the model was looked at, in words; "" nothing
+	Artifact   *registry.ModelArtifact // what is known of its files; with Get only
 	Deprecated bool
 }
 
@@ -42,12 +44,21 @@ func (m *Manager) Get(ctx context.Context, id string) (Listed, error) {
 	if err != nil {
 		return Listed{}, err
 	}
-	return m.enrich(it), nil
+	l := m.enrich(it)
+	if a, ok, err := m.store.Artifact(ctx, id); err != nil {
+		return Listed{}, err
+	} else if ok && a.Ref == refKey(it.Model) {
+		l.Artifact = &a
+	}
+	return l, nil
 }
 
 func (m *Manager) enrich(it store.Listed) Listed {
 	l := Listed{Record: it.Record, Status: it.Status, Runtime: it.Runtime, Device: it.Runtime.Device, Deprecated: it.Registration == registry.RegistrationDeprecated}
 	l.PerMinute = m.rates.perMinute(it.ModelID, m.now())
+	if what, ok := m.changed.Load(it.ModelID); ok {
+		l.Changed = what.(string)
+	}
 	v := m.peek(it.ModelID)
 	if v == nil {
 		return l
@@ -77,7 +88,11 @@ type PutOptions struct {
 // are. An instance that is loaded goes on with the configuration it was loaded with. CodeInvalid, CodeConflict.
 func (m *Manager) Register(ctx context.Context, model registry.Model, o PutOptions) (rec registry.Record, created bool, err error) {
 	model = model.WithDefaults()
-	if errs := registry.Validate(model); len(errs) > 0 {
+	errs := registry.Validate(model)
+	if len(errs) == 0 {
+		errs = m.checkSource(model)
+	}
+	if len(errs) > 0 {
 		return rec, false, &registry.Error{Code: registry.CodeInvalid, Op: "manager.Register", Msg: "The model is not valid", Fields: errs}
 	}
 	if len(model.CustomLoaderParams) > 0 {
@@ -96,6 +111,7 @@ func (m *Manager) Register(ctx context.Context, model registry.Model, o PutOptio
 	}
 	m.publishRecord(kind, rec)
 	m.ledger.updateModel(rec.ModelID, func(r *registry.Reservation) { r.Pinned, r.Priority, r.Team = rec.Pinned, rec.Priority, rec.Team })
+	m.noticer.notice(rec.ModelID)
 	if toFile {
 		m.writeback.kick()
 	}
@@ -128,12 +144,14 @@ func (m *Manager) Delete(ctx context.Context, id string, ifVersion int64, actor 
 			return err
 		}
 		a.rt = registry.Runtime{ModelID: id, State: registry.RuntimeStopped, Generation: a.rt.Generation}
+		a.forgetFetches()
 		return nil
 	})
 	if err != nil {
 		return err
 	}
 	m.rates.forget(id)
+	m.changed.Delete(id)
 	m.log.Info("Model deleted", "model", id, "actor", actor)
 	m.bus.Publish(registry.EventModelDeleted, id, map[string]string{"model_id": id})
 	if toFile {
@@ -218,6 +236,12 @@ func (m *Manager) Import(ctx context.Context, doc *manifest.Document, o PutOptio
 				continue
 			}
 		}
+		if errs := m.checkSource(e.Model); len(errs) > 0 {
+			for _, f := range errs {
+				res.Issues = append(res.Issues, registry.FieldError{Field: f.Field, Msg: f.Msg, Line: e.Line, Column: e.Column})
+			}
+			continue
+		}
 		if dryRun {
 			if is := m.differsInCase(ctx, e); is != nil {
 				res.Issues = append(res.Issues, *is)
@@ -266,6 +290,7 @@ func (m *Manager) Import(ctx context.Context, doc *manifest.Document, o PutOptio
 		for _, id := range ids {
 			if rec, err := m.store.Model(ctx, id); err == nil {
 				m.publishRecord(kind, rec)
+				m.noticer.notice(id)
 			}
 		}
 	}

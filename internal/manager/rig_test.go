@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -39,6 +40,8 @@ type rig struct {
 	hw   *hwtest.Fake
 	set  func(*Options)
 	seen *watcher
+	// pausedAreFine: fetches may rest when it closes, for the next start.
+	pausedAreFine bool
 }
 
 // newRig starts a manager in a fresh folder. When the test ends it is closed, and nothing of it may be left.
@@ -101,6 +104,9 @@ func (r *rig) close(keep bool) {
 		r.nothingLeft()
 	}
 	ops, err := r.store.UnfinishedOperations(ctx)
+	if r.pausedAreFine {
+		ops = slices.DeleteFunc(ops, func(op registry.Operation) bool { return op.Kind == registry.OperationFetch })
+	}
 	if err != nil || len(ops) > 0 {
 		r.t.Errorf("operations that never end: %+v, %v", ops, err)
 	}

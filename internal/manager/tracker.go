@@ -2,6 +2,7 @@ package manager
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -21,6 +22,8 @@ type tracker struct {
 	move time.Time // when something last moved
 	from int64     // Done when the running stage's rate began to be measured
 	at   time.Time // and when
+	wait bool      // the running stage waits for its turn: that nothing moves is no stall
+	over bool      // it has ended or rests; later reports are dropped
 	done chan struct{}
 
 	saving sync.Mutex // one save at a time, so that an older state never lands on a newer one
@@ -33,6 +36,18 @@ func (m *Manager) newOperation(kind registry.OperationKind, subject, actor, caus
 		op.Stages = append(op.Stages, registry.Stage{Name: s, State: registry.StageWaiting})
 	}
 	t := &tracker{m: m, op: op, cur: -1, move: now, done: make(chan struct{})}
+	m.live.Store(op.ID, t)
+	return t
+}
+
+// revive tracks an operation again that rested. Its stages begin anew.
+func (m *Manager) revive(op registry.Operation) *tracker {
+	op.State, op.Outcome = registry.OperationQueued, ""
+	op.Stages = append([]registry.Stage(nil), op.Stages...)
+	for i := range op.Stages {
+		op.Stages[i] = registry.Stage{Name: op.Stages[i].Name, State: registry.StageWaiting}
+	}
+	t := &tracker{m: m, op: op, cur: -1, move: m.now(), done: make(chan struct{})}
 	m.live.Store(op.ID, t)
 	return t
 }
@@ -67,13 +82,21 @@ func (t *tracker) stage(name registry.StageName, msg string) {
 	t.report(registry.Progress{Stage: name, Msg: msg})
 }
 
+// waits is stage for one that cannot begin yet.
+func (t *tracker) waits(name registry.StageName, msg string) {
+	t.stage(name, msg)
+	t.mu.Lock()
+	t.wait = true
+	t.mu.Unlock()
+}
+
 // report takes a progress of a source or loader. A report about a stage that is already over is ignored, and Done
 // never shrinks.
 func (t *tracker) report(p registry.Progress) {
 	t.mu.Lock()
 	now := t.m.now()
 	i := t.index(p.Stage)
-	if i < 0 || i < t.cur || t.op.State.Final() {
+	if i < 0 || i < t.cur || t.over {
 		t.mu.Unlock()
 		return
 	}
@@ -88,6 +111,7 @@ func (t *tracker) report(p registry.Progress) {
 	if p.Done > s.Done || p.Total != s.Total || p.Msg != s.Msg {
 		t.move, s.Stalled = now, false
 	}
+	t.wait = p.Stage == registry.StageQueue
 	s.Done, s.Total, s.Unit = max(s.Done, p.Done), p.Total, p.Unit
 	if p.Msg != "" {
 		s.Msg = p.Msg
@@ -150,8 +174,7 @@ func (t *tracker) enter(i int, now time.Time) {
 // checkStalled marks the running stage as stalled when nothing has moved for a while.
 func (t *tracker) checkStalled(now time.Time) {
 	t.mu.Lock()
-	if t.op.State != registry.OperationRunning || t.cur < 0 || t.op.Stages[t.cur].Stalled || now.Sub(t.move) < stallAfter ||
-		t.op.Stages[t.cur].Name == registry.StageQueue {
+	if t.op.State != registry.OperationRunning || t.cur < 0 || t.op.Stages[t.cur].Stalled || now.Sub(t.move) < stallAfter || t.wait || t.over {
 		t.mu.Unlock()
 		return
 	}
@@ -164,10 +187,11 @@ func (t *tracker) checkStalled(now time.Time) {
 // finish ends the operation: succeeded without an error, cancelled if err is a context's, failed otherwise.
 func (t *tracker) finish(err error, outcome string) {
 	t.mu.Lock()
-	if t.op.State.Final() {
+	if t.over {
 		t.mu.Unlock()
 		return
 	}
+	t.over = true
 	now := t.m.now()
 	t.op.EndedAt, t.op.Outcome = now, outcome
 	end := registry.StageDone
@@ -200,6 +224,39 @@ func (t *tracker) finish(err error, outcome string) {
 	}
 	t.m.live.Delete(t.op.ID)
 	close(t.done)
+}
+
+// rest lets the operation rest: it is paused, or waits for the next start of the server. Who waits for its end is told.
+func (t *tracker) rest(state registry.OperationState, outcome string) {
+	t.mu.Lock()
+	if t.over {
+		t.mu.Unlock()
+		return
+	}
+	t.over = true
+	t.op.State, t.op.Outcome = state, outcome
+	for i := range t.op.Stages {
+		if s := &t.op.Stages[i]; s.State == registry.StageRunning {
+			s.State, s.Rate, s.ETA, s.Stalled = registry.StageWaiting, 0, 0, false
+		}
+	}
+	t.mu.Unlock()
+	if err := t.save(); err != nil {
+		t.m.log.Error("An operation that rests could not be stored", "operation", t.op.ID, "err", err)
+	}
+	t.m.live.Delete(t.op.ID)
+	close(t.done)
+}
+
+// arrived says how much of a fetch is there, " after 1.2 GB of 4.0 GB"; "" when nothing is known.
+func (t *tracker) arrived() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if i := t.index(registry.StageFetch); i >= 0 && t.op.Stages[i].Total > 0 {
+		s := t.op.Stages[i]
+		return fmt.Sprintf(" after %s of %s", registry.Bytes(s.Done), registry.Bytes(s.Total))
+	}
+	return ""
 }
 
 // percent returns how far the operation is, 0 … 99 while it runs, or 0 when that is not known.

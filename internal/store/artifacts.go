@@ -122,6 +122,7 @@ type ArtifactQuery struct {
 	Source  registry.SourceType
 	Path    string // with Source
 	Changed bool   // only those that changed on disk
+	Lean    bool   // without files and facts, which are most of it
 	After   string // only those whose model_id comes after this one, without regard to case
 	Limit   int    // 0: no limit
 }
@@ -132,6 +133,9 @@ func (s *Store) ListArtifacts(ctx context.Context, q ArtifactQuery) ([]registry.
 	query := s.read(ctx).Order("fold_id")
 	query = whereSet(query, "source_type = ?", string(q.Source))
 	query = whereSet(query, "source_path = ?", q.Path)
+	if q.Lean {
+		query = query.Omit("files", "facts")
+	}
 	if q.Changed {
 		query = query.Where("changed <> ''")
 	}
@@ -161,4 +165,25 @@ func (s *Store) FetchingRuntimes(ctx context.Context) ([]registry.Runtime, error
 	// The condition is that of the index runtimes_fetching, word for word.
 	return s.runtimes(ctx, "store.FetchingRuntimes", `artifact IN ('resolving', 'fetching', 'verifying')
 		AND EXISTS (SELECT 1 FROM models WHERE models.fold_id = runtimes.fold_id)`)
+}
+
+// ModelsAt returns the source_path of every model of a source, by model_id.
+func (s *Store) ModelsAt(ctx context.Context, source registry.SourceType) (map[string]string, error) {
+	var rows []struct {
+		ModelID    string
+		SourcePath string
+	}
+	err := s.read(ctx).Model(&modelRow{}).Select("model_id", "source_path").Where("source_type = ?", string(source)).Find(&rows).Error
+	out := make(map[string]string, len(rows))
+	for _, r := range rows {
+		out[r.ModelID] = r.SourcePath
+	}
+	return out, s.fail(ctx, "store.ModelsAt", err)
+}
+
+// DeleteSetting removes what was stored under key. It is no error if nothing was.
+func (s *Store) DeleteSetting(ctx context.Context, key string) error {
+	return s.write(ctx, "store.DeleteSetting", func(tx *txn) error {
+		return tx.Delete(&settingRow{}, "key = ?", key).Error
+	})
 }

@@ -1,0 +1,153 @@
+package manager
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+)
+
+// The keys of settings that an admin changes while the server runs.
+const (
+	keyLimits    = "storage.limits"
+	keyRetention = "storage.retention"
+	keyRoots     = "storage.roots"
+)
+
+// confined is a source that reads from certain folders only.
+type confined interface {
+	// SetRoots sets the folders; none allows any.
+	SetRoots(roots []string)
+}
+
+// readSetting reads a setting into v and reports whether it was set.
+func (m *Manager) readSetting(ctx context.Context, key string, v any) (bool, error) {
+	text, ok, err := m.store.Setting(ctx, key)
+	if err != nil || !ok {
+		return false, err
+	}
+	if err := json.Unmarshal([]byte(text), v); err != nil {
+		return false, registry.Errorf(registry.CodeInternal, "The setting %s cannot be read: %w. Set it again", key, err)
+	}
+	return true, nil
+}
+
+func (m *Manager) writeSetting(ctx context.Context, key string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return m.store.SetSetting(ctx, key, string(b))
+}
+
+// applySettings puts the stored settings into effect. One that cannot be read is logged and not in effect.
+func (m *Manager) applySettings(ctx context.Context) error {
+	limits, err := m.BandwidthLimits(ctx)
+	if err != nil && registry.CodeOf(err) != registry.CodeInternal {
+		return err
+	}
+	if err != nil {
+		m.log.Error("The bandwidth limits are not in effect", "err", err)
+	}
+	m.applyLimits(limits)
+	roots, err := m.RootFolders(ctx)
+	if err != nil {
+		return err // an allow-list that is not in effect would let everything through
+	}
+	m.applyRoots(roots.Folders)
+	return nil
+}
+
+// BandwidthLimits returns the limits on downloads.
+func (m *Manager) BandwidthLimits(ctx context.Context) (registry.BandwidthLimits, error) {
+	var l registry.BandwidthLimits
+	_, err := m.readSetting(ctx, keyLimits, &l)
+	return l, err
+}
+
+// SetBandwidthLimits stores the limits on downloads and puts them into effect at once. CodeInvalid.
+func (m *Manager) SetBandwidthLimits(ctx context.Context, l registry.BandwidthLimits) error {
+	var fields []registry.FieldError
+	if l.Total < 0 {
+		fields = append(fields, registry.FieldError{Field: "total", Msg: "must be bytes per second, 0 for no limit"})
+	}
+	for t, n := range l.Sources {
+		switch {
+		case !slices.Contains(registry.SourceTypes, t):
+			fields = append(fields, registry.FieldError{Field: "sources." + string(t), Msg: "is no source_type"})
+		case n < 0:
+			fields = append(fields, registry.FieldError{Field: "sources." + string(t), Msg: "must be bytes per second, 0 for no limit"})
+		}
+	}
+	if len(fields) > 0 {
+		return &registry.Error{Code: registry.CodeInvalid, Op: "manager.SetBandwidthLimits", Msg: "The limits are not valid", Fields: fields}
+	}
+	if err := m.writeSetting(ctx, keyLimits, l); err != nil {
+		return err
+	}
+	m.applyLimits(l)
+	return nil
+}
+
+func (m *Manager) applyLimits(l registry.BandwidthLimits) {
+	if m.Bandwidth == nil {
+		return
+	}
+	m.Bandwidth.SetRate(l.Total)
+	for _, src := range m.Sources {
+		m.Bandwidth.SetSourceRate(src.Type(), l.Sources[src.Type()])
+	}
+}
+
+// RootFolders returns the folders that local models may be read from.
+func (m *Manager) RootFolders(ctx context.Context) (registry.RootFolders, error) {
+	r := registry.RootFolders{From: "settings"}
+	set, err := m.readSetting(ctx, keyRoots, &r.Folders)
+	if err == nil && !set {
+		r = registry.RootFolders{Folders: m.ModelRoots, From: "command line"}
+	}
+	if r.Folders == nil {
+		r.Folders = []string{}
+	}
+	return r, err
+}
+
+// SetRootFolders stores the folders that local models may be read from and puts them into effect at once, instead of
+// those of the command line; nil goes back to those. Models outside of them that are loaded stay loaded. CodeInvalid.
+func (m *Manager) SetRootFolders(ctx context.Context, folders []string) (registry.RootFolders, error) {
+	clean := make([]string, 0, len(folders))
+	for i, f := range folders {
+		if !filepath.IsAbs(f) {
+			return registry.RootFolders{}, &registry.Error{Code: registry.CodeInvalid, Op: "manager.SetRootFolders", Msg: "The folders are not valid",
+				Fields: []registry.FieldError{{Field: fmt.Sprintf("folders.%d", i), Msg: "must be an absolute path, such as /srv/models"}}}
+		}
+		if f = filepath.Clean(f); !slices.Contains(clean, f) {
+			clean = append(clean, f)
+		}
+	}
+	var err error
+	if folders == nil {
+		err = m.store.DeleteSetting(ctx, keyRoots)
+	} else {
+		err = m.writeSetting(ctx, keyRoots, clean)
+	}
+	if err != nil {
+		return registry.RootFolders{}, err
+	}
+	now, err := m.RootFolders(ctx)
+	if err == nil {
+		m.applyRoots(now.Folders)
+	}
+	return now, err
+}
+
+func (m *Manager) applyRoots(folders []string) {
+	for _, src := range m.Sources {
+		if c, ok := src.(confined); ok {
+			c.SetRoots(slices.Clone(folders))
+		}
+	}
+}
