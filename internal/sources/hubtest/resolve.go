@@ -107,8 +107,9 @@ func (h *Hub) compressed(p *reply, f *file) {
 		return
 	}
 	zip := gzip.NewWriter(p.ResponseWriter)
+	p.count(f.size)
 	n, err := io.Copy(zip, in)
-	p.count(n)
+	p.count(n - f.size)
 	if err == nil {
 		err = zip.Close()
 	}

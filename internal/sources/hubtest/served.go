@@ -50,7 +50,8 @@ type record struct {
 
 const kept = 50_000
 
-// Served returns what went out so far, answers under way included.
+// Served returns what went out so far, answers under way included. A client that has an answer finds its bytes counted;
+// Open may still count it for a moment.
 func (h *Hub) Served() Served {
 	h.served.mu.Lock()
 	defer h.served.mu.Unlock()
@@ -190,6 +191,7 @@ func (p *reply) next(n int64) (int64, error) {
 	return n, nil
 }
 
+// count is called before bytes leave, so that a client which has them all finds them counted, and corrected after.
 func (p *reply) count(n int64) {
 	p.sentN += n
 	p.hub.served.sent(p.q, n)
@@ -205,9 +207,10 @@ func (p *reply) Write(b []byte) (int, error) {
 		if err != nil {
 			return done, err
 		}
+		p.count(n)
 		m, err := p.ResponseWriter.Write(b[done : done+int(n)])
 		done += m
-		p.count(int64(m))
+		p.count(int64(m) - n)
 		if err != nil {
 			return done, err
 		}
@@ -231,10 +234,11 @@ func (p *reply) ReadFrom(src io.Reader) (int64, error) {
 		if err != nil {
 			return done, err
 		}
+		p.count(n)
 		m, err := to.ReadFrom(io.LimitReader(src, n))
 		done += m
 		left -= m
-		p.count(m)
+		p.count(m - n)
 		if err != nil {
 			return done, err
 		}
