@@ -83,6 +83,15 @@ func (s *Server) exportManifest(c echo.Context) error {
 }
 
 func (s *Server) manifestStatus(c echo.Context) error {
+	wait, err := waitFor(c, 0)
+	if err != nil {
+		return err
+	}
+	if wait > 0 {
+		ctx, cancel := within(c, wait)
+		defer cancel()
+		s.Manager.AwaitManifest(ctx)
+	}
 	st := s.visibleManifest(c)
 	if st.Path == "" {
 		return registry.Errorf(registry.CodeNotFound, "The server was started without a models file")

@@ -5,6 +5,7 @@ import (
 	"context"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -41,8 +42,10 @@ type liveBook struct {
 	looks  map[string]*look
 
 	engineMu sync.Mutex // held while the engines are looked at
+	foundMu  sync.Mutex // guards what follows
 	found    []registry.EngineStatus
 	foundAt  time.Time
+	looking  bool // somebody looks again, and nobody waits for it
 }
 
 // look is what is known about a registered model that is not in the registry.
@@ -116,21 +119,67 @@ func (b *liveBook) sparks() map[string][]float64 {
 func (b *liveBook) engines(ctx context.Context) []registry.EngineStatus {
 	b.engineMu.Lock()
 	defer b.engineMu.Unlock()
-	if b.found == nil || b.s.Now().Sub(b.foundAt) > enginesFor {
-		found := b.s.Manager.Engines(ctx)
-		if ctx.Err() != nil {
-			return found // cut short: not to be believed by others
-		}
-		b.found, b.foundAt = found, b.s.Now()
+	if known, fresh := b.recall(); fresh {
+		return known
 	}
-	return append([]registry.EngineStatus(nil), b.found...)
+	found := b.s.Manager.Engines(ctx)
+	if ctx.Err() != nil {
+		return found // cut short: not to be believed by others
+	}
+	b.foundMu.Lock()
+	defer b.foundMu.Unlock()
+	b.found, b.foundAt = found, b.s.Now()
+	return slices.Clone(found)
+}
+
+// recall returns the engines as they were last found, nil if they never were, and whether that may still be believed.
+func (b *liveBook) recall() (known []registry.EngineStatus, fresh bool) {
+	b.foundMu.Lock()
+	defer b.foundMu.Unlock()
+	return slices.Clone(b.found), b.found != nil && b.s.Now().Sub(b.foundAt) <= enginesFor
+}
+
+// knownEngines is engines for who would rather have an old answer than wait: once the engines were found that is told,
+// and when it is old they are looked at again behind the caller's back.
+func (b *liveBook) knownEngines(ctx context.Context) []registry.EngineStatus {
+	known, fresh := b.recall()
+	if known == nil {
+		return b.engines(ctx)
+	}
+	b.foundMu.Lock()
+	defer b.foundMu.Unlock()
+	if !fresh && !b.looking {
+		b.looking = true
+		go b.lookAgain(context.WithoutCancel(ctx))
+	}
+	return known
+}
+
+func (b *liveBook) lookAgain(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, enginesFor)
+	defer cancel()
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		select {
+		case <-b.s.closing:
+			cancel()
+		case <-done:
+		}
+	}()
+	b.engines(ctx)
+	b.foundMu.Lock()
+	defer b.foundMu.Unlock()
+	b.looking = false
 }
 
 // forgetEngines makes the next look a fresh one.
 func (b *liveBook) forgetEngines() {
-	b.engineMu.Lock()
+	b.engineMu.Lock() // a look that began before does not count
+	defer b.engineMu.Unlock()
+	b.foundMu.Lock()
+	defer b.foundMu.Unlock()
 	b.found = nil
-	b.engineMu.Unlock()
 }
 
 // look returns the facts of a model and, with plan, what a load would do now. Those who ask at the same time share one

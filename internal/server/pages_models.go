@@ -46,7 +46,7 @@ func (s *Server) models(c echo.Context) (view.Models, error) {
 	ctx := c.Request().Context()
 	f := view.Filter{Q: strings.TrimSpace(c.QueryParam("q")), Status: c.QueryParam("status"), Team: c.QueryParam("team"), Source: c.QueryParam("source_type"), After: c.QueryParam("after")}
 	v := view.Models{Can: canAnywhere(ctx), Filter: f}
-	q := store.ListQuery{Q: f.Q, Team: f.Team, Teams: teamsOf(c), Status: registry.Status(f.Status), SourceType: registry.SourceType(f.Source), After: f.After}
+	q := store.ListQuery{Q: f.Q, Team: f.Team, Teams: teamsOf(c), Status: registry.Status(f.Status), SourceType: registry.SourceType(f.Source), After: f.After, NoTotal: true}
 	if err := oneOf("status", q.Status, registry.Statuses); err != nil {
 		return v, err
 	}

@@ -130,7 +130,7 @@ func (s *Server) overview(c echo.Context) (view.Overview, error) {
 		return v, err
 	}
 	for _, st := range onOverview {
-		items, _, _, err := s.Manager.List(ctx, store.ListQuery{Teams: teamsOf(c), Status: st})
+		items, _, _, err := s.Manager.List(ctx, store.ListQuery{Teams: teamsOf(c), Status: st, NoTotal: true})
 		if err != nil {
 			return v, err
 		}
@@ -148,8 +148,7 @@ func (s *Server) overview(c echo.Context) (view.Overview, error) {
 
 // countModels counts the models that the caller sees, of one team if it is named.
 func (s *Server) countModels(c echo.Context, team string) (int, error) {
-	_, _, n, err := s.Manager.List(c.Request().Context(), store.ListQuery{Teams: teamsOf(c), Team: team, Limit: 1})
-	return n, err
+	return s.Store.CountMatching(c.Request().Context(), store.ListQuery{Teams: teamsOf(c), Team: team})
 }
 
 // maxNeeds is how many of a kind are listed; the badge counts all of them.
@@ -219,15 +218,22 @@ func (s *Server) failureNeed(r registry.Record, rt registry.Runtime) view.Need {
 
 // adminNeeds are the faults of the installation itself.
 func (s *Server) adminNeeds(ctx context.Context) (out []view.Need) {
-	if st := s.Manager.ManifestStatus(ctx); st != nil && (st.Err != "" || len(st.Issues) > 0) {
-		n := view.Need{ID: "manifest", Kind: "manifest", What: "The models file", Says: "has entries that are not valid", Detail: st.Err, Action: "Open", URL: "/yaml"}
-		if st.Err != "" {
+	if st := s.Manager.ManifestProblems(); st != nil {
+		n := view.Need{ID: "manifest", Kind: "manifest", What: "The models file", Detail: st.Err, Action: "Open", URL: "/yaml"}
+		switch {
+		case st.Err != "":
 			n.Says = "cannot be used"
+		case len(st.Refused) > 0:
+			n.Says, n.Detail = "does not take a change", st.Refused[0].Msg
+		case len(st.Issues) > 0:
+			n.Says = "has entries that are not valid"
 		}
-		out = append(out, n)
+		if n.Says != "" {
+			out = append(out, n)
+		}
 	}
 	usable, installable := false, ""
-	engines := s.live.engines(ctx)
+	engines := s.live.knownEngines(ctx)
 	for _, e := range engines {
 		usable = usable || e.Usable
 		if e.Installable && installable == "" {
@@ -276,7 +282,7 @@ func (s *Server) uiJump(c echo.Context) error {
 		}
 	}
 	if j.Q != "" {
-		items, _, _, err := s.Manager.List(ctx, store.ListQuery{Q: j.Q, Teams: teamsOf(c), Limit: maxHits})
+		items, _, _, err := s.Manager.List(ctx, store.ListQuery{Q: j.Q, Teams: teamsOf(c), Limit: maxHits, NoTotal: true})
 		if err != nil {
 			return err
 		}

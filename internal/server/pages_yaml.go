@@ -42,7 +42,7 @@ func (s *Server) visibleManifest(c echo.Context) registry.ManifestStatus {
 	}
 	out := *st
 	if !auth.FromContext(c.Request().Context()).Admin {
-		out.Issues = nil
+		out.Issues, out.Refused = nil, nil
 		if out.Err != "" {
 			out.Err = "It cannot be used as it is; an admin sees why."
 		}

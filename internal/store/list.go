@@ -35,6 +35,13 @@ func (s *Store) ListModels(ctx context.Context, q ListQuery) (Page, error) {
 	return page, nil
 }
 
+// CountMatching returns how many models match q, on all pages.
+func (s *Store) CountMatching(ctx context.Context, q ListQuery) (int, error) {
+	q.Limit, q.After, q.NoTotal = 1, "", false
+	page, _, _, err := s.pageKeys(ctx, q)
+	return page.Total, s.fail(ctx, "store.CountMatching", err)
+}
+
 func (q ListQuery) matches(l Listed) bool {
 	return (q.Team == "" || l.Team == q.Team) && (q.Teams == nil || slices.Contains(q.Teams, l.Team)) &&
 		(q.Status == "" || l.Status == q.Status) && (q.SourceType == "" || l.SourceType == q.SourceType)

@@ -218,6 +218,11 @@ func TestNewcomer(t *testing.T) {
 	}
 
 	s.registerSample(id, nil)
+	var written struct{ Pending int }
+	s.call("GET", "/api/v1/manifest?wait=10s", nil, 200, &written) // the file follows a moment after the answer
+	if written.Pending != 0 {
+		t.Errorf("%d changes are not in the models file after ten seconds", written.Pending)
+	}
 	file, err := os.ReadFile(s.yaml)
 	if err != nil {
 		t.Fatal(err)
