@@ -217,11 +217,13 @@ func readParams(raw []byte) []string {
 	}
 	var out []string
 	for _, k := range slices.Sorted(maps.Keys(params)) {
-		text, err := json.Marshal(params[k])
-		if err != nil || len(out) == 20 {
+		var text strings.Builder
+		enc := json.NewEncoder(&text)
+		enc.SetEscapeHTML(false) // stop words are full of <
+		if len(out) == 20 || enc.Encode(params[k]) != nil {
 			break
 		}
-		out = append(out, clip(k)+" "+clip(string(text)))
+		out = append(out, clip(strings.Map(printable, k))+" "+clip(strings.TrimSpace(text.String())))
 	}
 	return out
 }
