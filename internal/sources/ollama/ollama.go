@@ -121,6 +121,9 @@ func New(o Options) (*Source, error) {
 	return s, nil
 }
 
+// Folder returns the folder of models.
+func (s *Source) Folder() string { return s.dir }
+
 // Type returns SourceOllama.
 func (s *Source) Type() registry.SourceType { return registry.SourceOllama }
 
