@@ -28,7 +28,7 @@ type found struct {
 
 // locate checks a path that a user gave in a field and returns it cleaned, with what is there, links followed. It is a
 // regular file or a folder within the roots.
-func (s *Source) locate(field, path string) (string, fs.FileInfo, error) {
+func (in *inspection) locate(field, path string) (string, fs.FileInfo, error) {
 	bad := func(format string, args ...any) error {
 		return &registry.Error{Code: registry.CodeInvalid, Op: "resolve", Msg: "the model cannot be found",
 			Fields: []registry.FieldError{{Field: field, Msg: fmt.Sprintf(format, args...)}}}
@@ -42,14 +42,14 @@ func (s *Source) locate(field, path string) (string, fs.FileInfo, error) {
 		return "", nil, bad("is %q, which is not absolute; begin it with a slash", path)
 	}
 	path = filepath.Clean(path)
-	if !s.allowed(path) {
-		return "", nil, bad("is %s, outside of the folders that this server may read models from: %s", path, strings.Join(s.roots, ", "))
+	if !in.roots.allow(path) {
+		return "", nil, bad("is %s, outside of the folders that this server may read models from: %s", path, strings.Join(in.roots, ", "))
 	}
 	info, err := os.Stat(path)
 	if err != nil {
 		return "", nil, absent(field, path, err)
 	}
-	if err := s.stays(path, path); err != nil {
+	if err := in.roots.hold(path, path); err != nil {
 		return "", nil, err
 	}
 	if !info.IsDir() && !info.Mode().IsRegular() {
@@ -77,41 +77,6 @@ func absent(field, path string, err error) error {
 			return registry.Errorf(registry.CodeNotFound, "there is nothing at %s; correct %s", path, field)
 		}
 	}
-}
-
-// allowed compares words only, so that nothing outside of the roots is even looked at.
-func (s *Source) allowed(path string) bool {
-	for _, root := range s.roots {
-		if within(root, path) {
-			return true
-		}
-		if resolved, err := filepath.EvalSymlinks(root); err == nil && within(resolved, path) {
-			return true
-		}
-	}
-	return len(s.roots) == 0
-}
-
-// stays checks that a path, all links followed, is still within the roots.
-func (s *Source) stays(path, name string) error {
-	if len(s.roots) == 0 {
-		return nil
-	}
-	resolved, err := filepath.EvalSymlinks(path)
-	if err != nil {
-		return explain(path, name, err)
-	}
-	for _, root := range s.roots {
-		if r, err := filepath.EvalSymlinks(root); err == nil && within(r, resolved) {
-			return nil
-		}
-	}
-	return registry.Errorf(registry.CodeInvalid, "%s is a link that leads to %s, outside of the folders that this server may read models from (%s); put the file itself there", name, resolved, strings.Join(s.roots, ", "))
-}
-
-func within(root, path string) bool {
-	rel, err := filepath.Rel(root, path)
-	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
 }
 
 // kindOf names what is neither a file nor a folder.
@@ -180,6 +145,9 @@ func (in *inspection) open(f found) (headers.File, error) {
 		return nil, explain(f.path, f.rel, err)
 	}
 	info, err := file.Stat()
+	if err == nil {
+		err = in.roots.holdOpen(file, f.rel)
+	}
 	if err == nil && (!os.SameFile(info, f.info) || info.Size() != f.info.Size()) {
 		err = registry.Errorf(registry.CodeUnavailable, "%s was replaced or changed while it was looked at; load again when the copy has finished", f.rel)
 	}
@@ -236,7 +204,7 @@ func (in *inspection) beside(root, name string) (*found, error) {
 	case !info.Mode().IsRegular():
 		return nil, registry.Errorf(registry.CodeInvalid, "%s is %s, not a file; remove it or put the file in its place", name, kindOf(info.Mode()))
 	}
-	if err := in.source.stays(full, name); err != nil {
+	if err := in.roots.hold(full, name); err != nil {
 		return nil, err
 	}
 	return &found{name, full, info}, nil

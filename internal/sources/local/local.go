@@ -8,6 +8,9 @@ import (
 	"encoding/hex"
 	"fmt"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -22,20 +25,52 @@ type Options struct {
 	Roots []string
 }
 
-// Source implements sources.Source.
+// Source implements sources.Source, Offerer, Checker and Watcher.
 type Source struct {
-	roots []string
+	roots atomic.Pointer[roots]
 }
 
-var _ sources.Source = (*Source)(nil)
+var (
+	_ sources.Source  = (*Source)(nil)
+	_ sources.Offerer = (*Source)(nil)
+	_ sources.Checker = (*Source)(nil)
+	_ sources.Watcher = (*Source)(nil)
+)
 
 // New returns the source. Roots need not exist yet.
 func New(o Options) *Source {
 	s := &Source{}
-	for _, r := range o.Roots {
-		s.roots = append(s.roots, filepath.Clean(r))
-	}
+	r := cleaned(o.Roots)
+	s.roots.Store(&r)
 	return s
+}
+
+// SetRoots confines the source to these folders from now on; what was begun before ends under the old ones. None at all
+// allows any folder. They need not exist yet. CodeInvalid when one of them is not absolute: nothing is changed then.
+func (s *Source) SetRoots(folders []string) error {
+	var fields []registry.FieldError
+	for _, f := range folders {
+		if !filepath.IsAbs(f) || strings.ContainsRune(f, 0) {
+			fields = append(fields, registry.FieldError{Field: "roots", Msg: fmt.Sprintf("%q is not an absolute path; begin it with a slash", f)})
+		}
+	}
+	if len(fields) > 0 {
+		return &registry.Error{Code: registry.CodeInvalid, Op: "set roots", Msg: "the folders for models were not changed", Fields: fields}
+	}
+	r := cleaned(folders)
+	s.roots.Store(&r)
+	return nil
+}
+
+// Roots returns the folders that the source is confined to; none means any folder.
+func (s *Source) Roots() []string { return slices.Clone(*s.roots.Load()) }
+
+func cleaned(folders []string) roots {
+	var r roots
+	for _, f := range folders {
+		r = append(r, filepath.Clean(f))
+	}
+	return r
 }
 
 // Type returns SourceLocal.
@@ -48,8 +83,11 @@ func (s *Source) Type() registry.SourceType { return registry.SourceLocal }
 // of links or of another format; CodeLoadingFailed with FailureMissingFile or FailureCorruptFile when it is incomplete or
 // damaged; CodeUnavailable when the disk fails. A cancelled ctx is returned as it is.
 func (s *Source) Resolve(ctx context.Context, ref sources.Ref) (sources.Snapshot, error) {
-	in := &inspection{ctx: ctx, source: s, verified: map[string]bool{}, progress: func(string, int64) {}}
-	return in.snapshot(ref)
+	return s.look(ctx).snapshot(ref)
+}
+
+func (s *Source) look(ctx context.Context) *inspection {
+	return &inspection{ctx: ctx, roots: *s.roots.Load(), verified: map[string]bool{}, progress: func(string, int64) {}}
 }
 
 // Fetch verifies that the snapshot is still what is on the disk, reading every header again, and returns it as
@@ -62,7 +100,7 @@ func (s *Source) Fetch(ctx context.Context, snap sources.Snapshot, report func(r
 		Msg: "Already on this machine: nothing is copied."})
 	verify := registry.Progress{Stage: registry.StageVerify, Total: snap.Bytes, Unit: registry.UnitBytes, Msg: "Reading the headers."}
 	report(verify)
-	in := &inspection{ctx: ctx, source: s, verified: map[string]bool{}}
+	in := s.look(ctx)
 	in.progress = func(name string, size int64) {
 		verify.Done = min(verify.Done+size, verify.Total)
 		verify.Msg = fmt.Sprintf("%d of %d files: %s", min(len(in.verified), len(snap.Files)), len(snap.Files), name)
@@ -102,7 +140,7 @@ func changed(before, now sources.Snapshot) error {
 // inspection is one look at a model.
 type inspection struct {
 	ctx      context.Context
-	source   *Source
+	roots    roots
 	verified map[string]bool               // files that were opened, by path relative to the root
 	progress func(name string, size int64) // called after a file was verified for the first time
 }
@@ -112,35 +150,30 @@ func (in *inspection) snapshot(ref sources.Ref) (sources.Snapshot, error) {
 	if err := in.ctx.Err(); err != nil {
 		return snap, err
 	}
-	path, info, err := in.source.locate("source_path", ref.Path)
+	path, info, err := in.locate("source_path", ref.Path)
 	if err != nil {
 		return snap, err
 	}
 	var m *model
 	if info.IsDir() {
-		m, err = in.fromFolder(path, ref.Format)
+		m, err = in.fromFolder(path, ref)
 	} else {
 		m, err = in.fromFile(path, ref.Format)
 	}
 	if err != nil {
 		return snap, err
 	}
-	mark := sha256.New()
 	for _, f := range m.files {
 		if err := in.readable(m.root, f); err != nil {
 			return snap, err
 		}
-		snap.Files = append(snap.Files, registry.File{Path: f.rel, Size: f.info.Size()})
+		snap.Files = append(snap.Files, registry.File{Path: f.rel, Size: f.info.Size(), ETag: identity(f)})
 		snap.Bytes += f.info.Size()
-		fmt.Fprintf(mark, "%q %s\n", f.rel, identity(f))
 	}
+	var tokenizer []found
 	if ref.Tokenizer != "" {
-		files, err := in.tokenizer(ref.Tokenizer)
-		if err != nil {
+		if tokenizer, err = in.tokenizer(ref.Tokenizer); err != nil {
 			return snap, err
-		}
-		for _, f := range files {
-			fmt.Fprintf(mark, "tokenizer %q %s\n", f.rel, identity(f))
 		}
 		m.facts.Tokenizer = true
 	}
@@ -149,40 +182,64 @@ func (in *inspection) snapshot(ref sources.Ref) (sources.Snapshot, error) {
 	}
 	m.facts.Notes = append(m.facts.Notes, m.notes...)
 	snap.Root, snap.Main, snap.Facts = m.root, m.main, m.facts
-	snap.Revision = "local-" + hex.EncodeToString(mark.Sum(nil)[:12])
+	snap.Revision = revisionOf(m.files, tokenizer)
 	return snap, nil
 }
 
-// identity is what tells one state of a file from another without reading it.
+// revisionOf is a fingerprint of what tells one state of the files from another without reading them.
+func revisionOf(files, tokenizer []found) string {
+	mark := sha256.New()
+	for _, f := range files {
+		fmt.Fprintf(mark, "%q %s\n", f.rel, identity(f))
+	}
+	for _, f := range tokenizer {
+		fmt.Fprintf(mark, "tokenizer %q %s\n", f.rel, identity(f))
+	}
+	return "local-" + hex.EncodeToString(mark.Sum(nil)[:12])
+}
+
+// identity is what tells one state of a file from another without reading it. It is kept as the file's ETag, so that it
+// can be said later which of them changed.
 func identity(f found) string {
 	inode := uint64(0)
 	if st, ok := f.info.Sys().(*syscall.Stat_t); ok {
 		inode = st.Ino
 	}
-	return fmt.Sprintf("%d %d %d", f.info.Size(), f.info.ModTime().UnixNano(), inode)
+	return fmt.Sprintf("%d-%d-%d", f.info.Size(), f.info.ModTime().UnixNano(), inode)
 }
 
 // tokenizer checks tokenizer_path: a file, or a folder that holds a tokenizer.
 func (in *inspection) tokenizer(path string) ([]found, error) {
-	path, info, err := in.source.locate("tokenizer_path", path)
+	files, err := in.tokenizerFiles(path)
 	if err != nil {
 		return nil, err
 	}
-	if !info.IsDir() {
-		f := found{rel: filepath.Base(path), path: path, info: info}
-		return []found{f}, in.readable(filepath.Dir(path), f)
-	}
-	w, err := in.walk(path)
-	if err != nil {
-		return nil, err
+	if len(files) == 1 && files[0].path == filepath.Clean(path) {
+		return files, in.readable(filepath.Dir(path), files[0])
 	}
 	var names []string
-	for _, f := range w.files {
+	for _, f := range files {
 		names = append(names, f.rel)
 	}
 	if !headers.HasTokenizer(names) {
 		return nil, headers.InFile(headers.Missing("Set tokenizer_path to the folder that holds tokenizer.json or tokenizer.model",
-			"tokenizer_path holds no tokenizer"), path)
+			"tokenizer_path holds no tokenizer"), filepath.Clean(path))
+	}
+	return files, nil
+}
+
+// tokenizerFiles lists what is at tokenizer_path without opening it.
+func (in *inspection) tokenizerFiles(path string) ([]found, error) {
+	path, info, err := in.locate("tokenizer_path", path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.IsDir() {
+		return []found{{rel: filepath.Base(path), path: path, info: info}}, nil
+	}
+	w, err := in.walk(path)
+	if err != nil {
+		return nil, err
 	}
 	return w.files, nil
 }

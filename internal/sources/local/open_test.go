@@ -23,7 +23,7 @@ func look(ctx context.Context, t *testing.T) (*inspection, found) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	in := &inspection{ctx: ctx, source: New(Options{}), verified: map[string]bool{}, progress: func(string, int64) {}}
+	in := New(Options{}).look(ctx)
 	return in, found{rel: "m.gguf", path: path, info: info}
 }
 

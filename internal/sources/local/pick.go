@@ -2,7 +2,6 @@ package local
 
 import (
 	"fmt"
-	"maps"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -11,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
+	"github.com/industriverse/llmmodelmanager/internal/sources"
 	"github.com/industriverse/llmmodelmanager/internal/sources/headers"
 )
 
@@ -24,21 +24,22 @@ type model struct {
 }
 
 // fromFolder finds the model of the format in a folder.
-func (in *inspection) fromFolder(root string, format registry.Format) (*model, error) {
+func (in *inspection) fromFolder(root string, ref sources.Ref) (*model, error) {
 	w, err := in.walk(root)
 	if err != nil {
 		return nil, err
 	}
 	m := &model{root: root, notes: w.notes}
-	switch format {
+	want := wantOf(ref)
+	switch ref.Format {
 	case registry.FormatGGUF:
-		err = in.ggufFolder(m, w.files)
+		err = in.ggufFolder(m, w.files, want)
 	case registry.FormatONNX:
-		err = in.onnxFolder(m, w.files)
+		err = in.onnxFolder(m, w.files, want)
 	case registry.FormatSafetensors, registry.FormatTransformersPT:
-		err = in.weightsFolder(m, w.files, format)
+		err = in.weightsFolder(m, w.files, ref.Format)
 	default:
-		err = registry.Errorf(registry.CodeInvalid, "model_format %q is none that can be read from disk", format)
+		err = registry.Errorf(registry.CodeInvalid, "model_format %q is none that can be read from disk", ref.Format)
 	}
 	return m, headers.InFile(err, root)
 }
@@ -75,43 +76,6 @@ var splitName = regexp.MustCompile(`^(.*)-(\d{5})-of-(\d{5})\.gguf$`)
 var sideFiles = regexp.MustCompile(`(?i)mmproj|imatrix`)
 
 const maxShards = 1000
-
-// ggufFolder picks the one model among the GGUF files of a folder.
-func (in *inspection) ggufFolder(m *model, files []found) error {
-	sets := map[string][]found{}
-	for _, f := range files {
-		if headers.FormatOf(f.rel) != registry.FormatGGUF {
-			continue
-		}
-		if sideFiles.MatchString(path.Base(f.rel)) {
-			m.notes = append(m.notes, f.rel+" is not the model itself and is not used.")
-			continue
-		}
-		key := f.rel
-		if s := splitName.FindStringSubmatch(f.rel); s != nil {
-			key = s[1] + "-*-of-" + s[3] + ".gguf"
-		}
-		sets[key] = append(sets[key], f)
-	}
-	names := slices.Sorted(maps.Keys(sets))
-	switch len(names) {
-	case 0:
-		return headers.Mismatch(list(files), registry.FormatGGUF)
-	case 1:
-		set := sets[names[0]]
-		want, err := shardNames(set[0].rel)
-		if err != nil {
-			return err
-		}
-		if len(set) != len(want) {
-			return missingShards(want, func(name string) bool {
-				return slices.ContainsFunc(set, func(f found) bool { return f.rel == name })
-			})
-		}
-		return in.ggufSet(m, set)
-	}
-	return registry.Errorf(registry.CodeInvalid, "the folder holds %d GGUF models (%s); name one of them in source_path, for a split one its first file", len(names), headers.Some(names))
-}
 
 // shardNames returns the names of all shards of the set that name belongs to, or name alone.
 func shardNames(name string) ([]string, error) {
@@ -184,20 +148,21 @@ func (in *inspection) ggufSet(m *model, set []found) error {
 	return headers.InFile(err, m.main)
 }
 
-// onnxFolder picks the one ONNX model of a folder and the data beside it.
-func (in *inspection) onnxFolder(m *model, files []found) error {
+// onnxFolder picks the one ONNX model of a folder, or the one that is wanted, and the data beside it.
+func (in *inspection) onnxFolder(m *model, files []found, want want) error {
 	var models []string
 	for _, f := range files {
-		if headers.FormatOf(f.rel) == registry.FormatONNX {
+		if headers.FormatOf(f.rel) == registry.FormatONNX && want.matches(f.rel) {
 			models = append(models, f.rel)
 		}
 	}
-	switch len(models) {
-	case 0:
+	switch {
+	case len(models) == 0 && want.any():
+		return want.nothing(files, registry.FormatONNX)
+	case len(models) == 0:
 		return headers.Mismatch(list(files), registry.FormatONNX)
-	case 1:
-	default:
-		return registry.Errorf(registry.CodeInvalid, "the folder holds %d ONNX models (%s); name one of them in source_path", len(models), headers.Some(models))
+	case len(models) > 1:
+		return want.ambiguous("ONNX", models)
 	}
 	var main found
 	var data, small []found

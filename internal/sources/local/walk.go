@@ -83,7 +83,7 @@ func (in *inspection) entry(w *walked, dir, rel string, e fs.DirEntry, parents [
 		return explain(full, rel, err)
 	}
 	if link {
-		if err := in.source.stays(full, rel); err != nil {
+		if err := in.roots.hold(full, rel); err != nil {
 			return err
 		}
 	}
