@@ -54,7 +54,7 @@ func diskError(at string, err error) error {
 		e = registry.Errorf(registry.CodeInsufficientResources, "the disk that holds the Hub's cache at %s is full: %w; delete models that nobody uses", at, plain(err))
 	case strings.Contains(err.Error(), "path escapes from parent"):
 		e = registry.Errorf(registry.CodeInvalid, "a symbolic link in the Hub's cache at %s leads out of it, so nothing was read or written there; remove the link, or set HF_HUB_CACHE to where the files really are", at)
-	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.EISDIR):
+	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.EISDIR), strings.Contains(err.Error(), "not a directory"): // os.OpenRoot has no value for it
 		e = registry.Errorf(registry.CodeInvalid, "the Hub's cache at %s is not laid out as one: %w; move it away, or set HF_HUB_CACHE to another folder", at, plain(err))
 	default:
 		e = registry.Errorf(registry.CodeUnavailable, "the Hub's cache at %s cannot be used: %w; check the disk", at, plain(err))
@@ -112,6 +112,11 @@ func (r repo) tree(commit string) (tree, bool) {
 		return nil, false
 	}
 	return decodeTree(raw)
+}
+
+// forget removes the listing of a commit, when something has shown that it may be wrong: it is asked for again then.
+func (r repo) forget(commit string) {
+	_ = r.root.Remove(r.at("trees", commit+".json")) // if it stays, the next look fails in the same way and tries again
 }
 
 // snapshot lists what lies in the folder of a commit, links followed; nil when there is no such folder.

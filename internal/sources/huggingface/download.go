@@ -258,7 +258,10 @@ func (d *download) get(ctx context.Context, got []held, byContent map[string][]r
 	}
 	if len(job.Files) > 0 {
 		if err := d.source.fetcher.Run(ctx, job); err != nil {
-			return d.explain(err)
+			if failedAs(err, registry.FailureCorruptFile) {
+				d.repo.forget(d.snap.Revision)
+			}
+			return headers.InFile(err, d.look.id)
 		}
 		// Where another process was faster, Commit was not called.
 		for _, h := range got {
@@ -302,11 +305,6 @@ func (d *download) file(h held, link func(registry.File) error) (fetch.File, err
 			return link(f)
 		},
 	}, nil
-}
-
-// explain puts the repository's name in front of what the download says.
-func (d *download) explain(err error) error {
-	return headers.InFile(err, d.look.id)
 }
 
 // remember notes which commit the revision was, as the Python client does, so that it is found without the Hub. It comes

@@ -31,6 +31,14 @@ func (s *Source) Resolve(ctx context.Context, ref sources.Ref) (sources.Snapshot
 		return sources.Snapshot{Ref: ref}, final(err)
 	}
 	snap, err := s.compose(ctx, found)
+	if found.kept && failedAs(err, registry.FailureCorruptFile) {
+		// The listing in the cache may be to blame, whoever wrote it.
+		found.cache.repo(found.folder()).forget(found.commit)
+		if err := s.fromHub(ctx, found); err != nil {
+			return sources.Snapshot{Ref: ref}, final(err)
+		}
+		snap, err = s.compose(ctx, found)
+	}
 	return snap, final(err)
 }
 
@@ -73,6 +81,7 @@ type found struct {
 	hints  headers.Hints
 	tags   []string
 	cache  *store // nil when there is none yet
+	kept   bool   // the listing came from the cache
 }
 
 func (f *found) close() {
@@ -119,11 +128,11 @@ func (s *Source) fromHub(ctx context.Context, f *found) error {
 	f.commit, f.tags = in.SHA, in.Tags
 	f.hints = headers.Hints{Parameters: in.Safetensors.Parameters, Total: in.GGUF.Total, Licence: in.licence(), Gated: in.gated(), ChatTemplate: in.GGUF.ChatTemplate != ""}
 	var t tree
-	known := false
+	f.kept = false
 	if f.cache != nil {
-		t, known = f.cache.repo(f.folder()).tree(f.commit)
+		t, f.kept = f.cache.repo(f.folder()).tree(f.commit)
 	}
-	if !known {
+	if !f.kept {
 		if t, err = s.listing(ctx, f.look, f.commit); err != nil {
 			return err
 		}
@@ -202,9 +211,11 @@ func (s *Source) compose(ctx context.Context, f *found) (sources.Snapshot, error
 	return snap, err
 }
 
-func isGated(err error) bool {
+func isGated(err error) bool { return failedAs(err, registry.FailureGated) }
+
+func failedAs(err error, kind registry.FailureKind) bool {
 	var e *registry.Error
-	return errors.As(err, &e) && e.Failure != nil && e.Failure.Kind == registry.FailureGated
+	return errors.As(err, &e) && e.Failure != nil && e.Failure.Kind == kind
 }
 
 func names(files []registry.File) []string {
