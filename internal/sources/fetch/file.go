@@ -324,9 +324,7 @@ func (r *run) commit(f *file) (again bool, err error) {
 	if err := f.data.Sync(); err != nil {
 		return false, r.diskError(f, err)
 	}
-	if err := SyncFolder(filepath.Dir(f.Partial)); err != nil {
-		return false, r.diskError(f, err)
-	}
+	// The partial file's own name need not be safe: Commit gives it another.
 	if err := f.Commit(f.Partial); err != nil {
 		return false, err
 	}

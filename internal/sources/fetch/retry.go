@@ -28,8 +28,9 @@ const (
 // backoff returns how long to wait after so many failures in a row, 1 or more.
 func backoff(failures int, hint time.Duration) time.Duration {
 	if hint > 0 {
+		hint = min(hint, longestHint)
 		// Never before the time that was asked for.
-		return min(hint, longestHint) + time.Duration(rand.Int64N(int64(hint/50)+1)) //nolint:gosec // no secret hangs on it
+		return hint + time.Duration(rand.Int64N(int64(hint/50)+1)) //nolint:gosec // no secret hangs on it
 	}
 	d := min(firstWait<<min(failures-1, 20), longestWait)
 	return d*3/4 + time.Duration(rand.Int64N(int64(d)/2+1)) //nolint:gosec // likewise
