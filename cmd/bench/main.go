@@ -3,7 +3,7 @@
 // budget, their ratio, and whether it was kept.
 //
 //	go run ./cmd/bench                     everything; about three minutes
-//	go run ./cmd/bench -only list,events   these groups: ready, list, register, files, load, events
+//	go run ./cmd/bench -only list,events   these groups: ready, list, register, files, load, events, fetch
 //	go run ./cmd/bench -models 1000000     with more models than the budgets are for
 //
 // The exit status says whether it could be measured, never whether it was fast: a busy machine is not a bug.
@@ -32,8 +32,18 @@ func main() {
 	flag.DurationVar(&b.span, "for", 8*time.Second, "how long each line of requests takes")
 	flag.IntVar(&b.rate, "rate", 50, "requests per second of the list, search and filter lines")
 	flag.StringVar(&b.dir, "dir", "", "`folder` for registries and logs, kept at the end; a temporary one if not given")
+	flag.IntVar(&b.fetchMB, "fetch-mb", 2000, "megabytes of shards that are fetched")
+	flag.IntVar(&b.fetchRounds, "fetch-rounds", 5, "how often each client fetches them")
+	flag.StringVar(&b.fetchOnly, "fetch-only", "", "`part` of a name: fetch only in the weathers that have it: as fast, edges, fail")
 	only := flag.String("only", "", "comma-separated `groups` to measure: "+strings.Join(groupNames(), ", "))
 	flag.Parse()
+	if flag.Arg(0) == asFetcher {
+		if err := fetchAsChild(os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := b.run(ctx, *only)
 	stop()
@@ -53,6 +63,9 @@ type bench struct {
 	token         string // the API token of its account admin
 	failed        []string
 	full          string // the data folder with all models, once it is prepared
+
+	fetchMB, fetchRounds int
+	fetchOnly            string
 }
 
 // groups are what can be asked for with -only, in the order in which they run.
@@ -66,6 +79,7 @@ var groups = []struct {
 	{"files", (*bench).files},
 	{"load", (*bench).load},
 	{"events", (*bench).events},
+	{"fetch", (*bench).fetch},
 }
 
 func groupNames() []string {
