@@ -26,6 +26,7 @@ const (
 	ModelLoad     Action = "model.load"
 	ModelUnload   Action = "model.unload"
 	ModelDelete   Action = "model.delete"
+	ModelFetch    Action = "model.fetch"    // bring its files to disk, or pause and resume that
 	ModelOverride Action = "model.override" // load although the plan says there is too little memory
 
 	RegistrationApprove Action = "registration.approve"
@@ -42,6 +43,13 @@ const (
 
 	ManifestImport Action = "manifest.import" // each entry is checked for ModelRegister or ModelEdit as well
 	ManifestExport Action = "manifest.export" // narrowed to VisibleTeams
+
+	StorageRead   Action = "storage.read"   // what other teams' models use is counted and not named
+	StorageDelete Action = "storage.delete" // what one team's models use is that team's; all else belongs to no team
+	StorageManage Action = "storage.manage" // retention, bandwidth limits, root folders, unfinished downloads
+
+	SecretList   Action = "secret.list"   // names only, of VisibleTeams
+	SecretManage Action = "secret.manage" // those of every team belong to no team
 
 	MemberManage Action = "member.manage"
 	TeamManage   Action = "team.manage"
@@ -84,6 +92,7 @@ var policy = []Rule{
 	{ModelLoad, ScopeTeam, registry.RoleMember, "load this model"},
 	{ModelUnload, ScopeTeam, registry.RoleMember, "unload this model"},
 	{ModelDelete, ScopeTeam, registry.RoleMaintainer, "delete this model"},
+	{ModelFetch, ScopeTeam, registry.RoleMember, "fetch this model's files"},
 	{ModelOverride, ScopeTeam, registry.RoleMaintainer, "load this model despite too little memory"},
 	{RegistrationApprove, ScopeTeam, registry.RoleMaintainer, "approve registrations"},
 
@@ -98,6 +107,13 @@ var policy = []Rule{
 
 	{ManifestImport, ScopeAnyTeam, registry.RoleMember, "import models"},
 	{ManifestExport, ScopeAnyTeam, registry.RoleViewer, "export models"},
+
+	{StorageRead, ScopeAnyTeam, registry.RoleViewer, "see what occupies the disks"},
+	{StorageDelete, ScopeTeam, registry.RoleMaintainer, "delete these files"},
+	{StorageManage, ScopeAdmin, "", "change how files are fetched and kept"},
+
+	{SecretList, ScopeAnyTeam, registry.RoleMember, "see the names of secrets"},
+	{SecretManage, ScopeTeam, registry.RoleMaintainer, "change this secret"},
 
 	{MemberManage, ScopeTeam, registry.RoleMaintainer, "manage members"},
 	{TeamManage, ScopeAdmin, "", "manage teams"},

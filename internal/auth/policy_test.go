@@ -29,7 +29,13 @@ var expected = map[auth.Action]string{
 	"model.load":           "mMa",
 	"model.unload":         "mMa",
 	"model.delete":         "Ma",
+	"model.fetch":          "mMa",
 	"model.override":       "Ma",
+	"storage.read":         "vmMa",
+	"storage.delete":       "Ma",
+	"storage.manage":       "a",
+	"secret.list":          "mMa",
+	"secret.manage":        "Ma",
 	"registration.approve": "Ma",
 	"operation.read":       "vmMa",
 	"operation.cancel":     "mMa",
@@ -53,7 +59,8 @@ var expectedNoTeam = map[auth.Action]string{
 	"manifest.import": "xmMa", "manifest.export": "xvmMa",
 	"model.read": "a", "model.use": "a", "model.register": "a", "model.edit": "a", "model.load": "a", "model.unload": "a",
 	"model.delete": "a", "model.override": "a", "registration.approve": "a", "operation.read": "a", "operation.cancel": "a",
-	"logs.read": "a", "member.manage": "a",
+	"logs.read": "a", "member.manage": "a", "model.fetch": "a",
+	"storage.read": "xvmMa", "storage.delete": "a", "secret.list": "xmMa", "secret.manage": "a",
 }
 
 func callers() map[rune]auth.Identity {

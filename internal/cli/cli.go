@@ -36,6 +36,12 @@ type commands struct {
 	Rm       rmCmd       `cmd:"" help:"Delete a model from the registry. Its files stay."`
 	Plan     planCmd     `cmd:"" help:"Say what would happen if a model were loaded now."`
 	Load     loadCmd     `cmd:"" help:"Load a model and watch it load."`
+	Fetch    fetchCmd    `cmd:"" help:"Bring a model's files to the server's disk without loading it."`
+	Pause    pauseCmd    `cmd:"" help:"Pause a fetch; what has arrived is kept."`
+	Resume   resumeCmd   `cmd:"" help:"Let a paused fetch go on."`
+	Lookup   lookupCmd   `cmd:"" help:"Say what is known of a model before it is registered or fetched."`
+	Storage  storageCmd  `cmd:"" help:"What occupies the disks, and what may be deleted."`
+	Secret   secretCmd   `cmd:"" help:"Secrets that loader parameters refer to as secret:NAME."`
 	Unload   unloadCmd   `cmd:"" help:"Unload a model and give its memory back."`
 	Instance instanceCmd `cmd:"" help:"Show the loaded instance of a model, loading it if need be."`
 	Ps       psCmd       `cmd:"" help:"List what is loaded and who holds the memory."`

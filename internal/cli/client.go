@@ -134,7 +134,7 @@ func (r *remote) watch(e *env, op registry.Operation) (registry.Operation, error
 			fmt.Fprintln(e.stderr, line)
 			last = line
 		}
-		if op.State.Final() {
+		if op.State.Resting() {
 			return op, nil
 		}
 		if _, _, err := r.call(e.ctx, http.MethodGet, "/api/v1/operations/"+op.ID+"?wait=500ms", nil, "", &op); err != nil {
@@ -185,7 +185,7 @@ func (r *remote) finish(e *env, op registry.Operation) error {
 		return op.Error.AsError()
 	case registry.OperationCancelled:
 		return fmt.Errorf("cancelled: %s", op.Outcome)
-	case registry.OperationSucceeded, registry.OperationQueued, registry.OperationRunning:
+	case registry.OperationSucceeded, registry.OperationQueued, registry.OperationRunning, registry.OperationPaused:
 	}
 	if !r.JSON {
 		fmt.Fprintln(e.stdout, op.Outcome)

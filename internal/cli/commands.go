@@ -108,7 +108,10 @@ func (c *showCmd) Run(e *env) error {
 		for _, f := range registry.Fields {
 			row(f.Name)
 		}
-		for _, name := range []string{"status", "device", "loaded_engine", "memory", "registration", "failure", "version", "updated_by", "updated_at"} {
+		for _, line := range artifactLines(all["artifact"]) {
+			fmt.Fprintln(t, line)
+		}
+		for _, name := range []string{"artifact_state", "changed", "status", "device", "loaded_engine", "memory", "registration", "failure", "version", "updated_by", "updated_at"} {
 			row(name)
 		}
 	})

@@ -41,8 +41,7 @@ type Options struct {
 	Logger    *slog.Logger
 	Now       func() time.Time
 
-	ModelRoots []string  // folders that local models may be read from, unless an admin has set others; none allows any
-	Bandwidth  Bandwidth // takes the bandwidth limits; nil: there is nothing to limit
+	Bandwidth Bandwidth // takes the bandwidth limits; nil: there is nothing to limit
 
 	MaxStarts    int           // engines starting at once; default 4
 	MaxFetches   int           // downloads at once; default 4
@@ -79,6 +78,7 @@ type Manager struct {
 	starts    chan struct{} // one token for each engine that may be starting
 	fetches   *fetchBook
 	noticer   *noticer
+	baseRoots []string // folders that local models may be read from, unless an admin has set others
 	changed   sync.Map // model id → what changed on disk under it, in words
 	writeback *writeback
 	ready     chan struct{} // closed when the reconciler is through

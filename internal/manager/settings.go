@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -19,8 +20,10 @@ const (
 
 // confined is a source that reads from certain folders only.
 type confined interface {
-	// SetRoots sets the folders; none allows any.
-	SetRoots(roots []string)
+	Roots() []string
+
+	// SetRoots sets the folders; none allows any. An error says which folder cannot be one, and changes nothing.
+	SetRoots(folders []string) error
 }
 
 // readSetting reads a setting into v and reports whether it was set.
@@ -53,12 +56,16 @@ func (m *Manager) applySettings(ctx context.Context) error {
 		m.log.Error("The bandwidth limits are not in effect", "err", err)
 	}
 	m.applyLimits(limits)
+	for _, src := range m.Sources {
+		if c, ok := src.(confined); ok {
+			m.baseRoots = c.Roots()
+		}
+	}
 	roots, err := m.RootFolders(ctx)
 	if err != nil {
 		return err // an allow-list that is not in effect would let everything through
 	}
-	m.applyRoots(roots.Folders)
-	return nil
+	return m.applyRoots(roots.Folders)
 }
 
 // BandwidthLimits returns the limits on downloads.
@@ -107,7 +114,7 @@ func (m *Manager) RootFolders(ctx context.Context) (registry.RootFolders, error)
 	r := registry.RootFolders{From: "settings"}
 	set, err := m.readSetting(ctx, keyRoots, &r.Folders)
 	if err == nil && !set {
-		r = registry.RootFolders{Folders: m.ModelRoots, From: "command line"}
+		r = registry.RootFolders{Folders: m.baseRoots, From: "command line"}
 	}
 	if r.Folders == nil {
 		r.Folders = []string{}
@@ -128,26 +135,35 @@ func (m *Manager) SetRootFolders(ctx context.Context, folders []string) (registr
 			clean = append(clean, f)
 		}
 	}
-	var err error
+	next := registry.RootFolders{Folders: clean, From: "settings"}
+	if folders == nil {
+		next = registry.RootFolders{Folders: append([]string{}, m.baseRoots...), From: "command line"}
+	}
+	before, err := m.RootFolders(ctx)
+	if err != nil {
+		return registry.RootFolders{}, err
+	}
+	if err := m.applyRoots(next.Folders); err != nil {
+		return registry.RootFolders{}, err
+	}
 	if folders == nil {
 		err = m.store.DeleteSetting(ctx, keyRoots)
 	} else {
 		err = m.writeSetting(ctx, keyRoots, clean)
 	}
 	if err != nil {
-		return registry.RootFolders{}, err
+		return registry.RootFolders{}, errors.Join(err, m.applyRoots(before.Folders))
 	}
-	now, err := m.RootFolders(ctx)
-	if err == nil {
-		m.applyRoots(now.Folders)
-	}
-	return now, err
+	return next, nil
 }
 
-func (m *Manager) applyRoots(folders []string) {
+func (m *Manager) applyRoots(folders []string) error {
 	for _, src := range m.Sources {
 		if c, ok := src.(confined); ok {
-			c.SetRoots(slices.Clone(folders))
+			if err := c.SetRoots(slices.Clone(folders)); err != nil {
+				return err
+			}
 		}
 	}
+	return nil
 }

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 )
@@ -161,6 +162,14 @@ func Decode(in map[string]any) (Model, []FieldError) {
 	}
 	sortByField(errs)
 	return m, errs
+}
+
+// DecodeGaps is Decode for a model that is to be looked up: model_id and model_format may be missing.
+func DecodeGaps(in map[string]any) (Model, []FieldError) {
+	m, errs := Decode(in)
+	return m, slices.DeleteFunc(errs, func(f FieldError) bool {
+		return (f.Field == "model_id" && m.ModelID == "" || f.Field == "model_format" && m.ModelFormat == "") && (in[f.Field] == nil || in[f.Field] == "")
+	})
 }
 
 // DecodeJSON reads one model from JSON, strictly: unknown and repeated fields, wrong types and trailing data are

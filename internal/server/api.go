@@ -40,9 +40,13 @@ func (s *Server) apiRoutes() []route {
 		{"GET", p + "/models/:id/logs", auth.LogsRead, s.modelLogs},
 		{"POST", p + "/models/:id/registration", auth.RegistrationApprove, s.setRegistration},
 		{"POST", p + "/plan", auth.ModelList, s.planUnregistered},
+		{"POST", p + "/models/:id/fetch", auth.ModelFetch, s.fetchModel},
+		{"POST", p + "/lookup", auth.ModelList, s.lookUp},
 		{"GET", p + "/operations", auth.ModelList, s.listOperations},
 		{"GET", p + "/operations/:op", auth.OperationRead, s.getOperation},
 		{"DELETE", p + "/operations/:op", auth.OperationCancel, s.cancelOperation},
+		{"POST", p + "/operations/:op/pause", auth.ModelFetch, s.pauseOperation},
+		{"POST", p + "/operations/:op/resume", auth.ModelFetch, s.resumeOperation},
 		{"GET", p + "/events", auth.EventsRead, s.streamEvents},
 		{"GET", p + "/resources", auth.ResourcesRead, s.getResources},
 		{"GET", p + "/engines", auth.EnginesRead, s.listEngines},
@@ -67,6 +71,10 @@ type apiModel struct {
 	OperationID    string            `json:"operation_id,omitempty"`
 	ReadyAt        time.Time         `json:"ready_at,omitzero"`
 	LastUsedAt     time.Time         `json:"last_used_at,omitzero"`
+
+	ArtifactState registry.ArtifactState  `json:"artifact_state"`
+	Changed       string                  `json:"changed,omitempty"`  // what is different on disk, in words
+	Artifact      *registry.ModelArtifact `json:"artifact,omitempty"` // not in lists
 }
 
 // apiModelOf shows a model to the caller: without secrets, and without log lines for who may not read logs.
@@ -74,6 +82,13 @@ func (s *Server) apiModelOf(c echo.Context, l manager.Listed) apiModel {
 	m := apiModel{
 		Record: l.Record, Status: l.Status, Device: l.Device, Engine: l.Record.Engine, LoadedEngine: l.Runtime.Engine, Percent: l.Percent, RequestsPerMin: l.PerMinute,
 		Failure: l.Runtime.Failure, OperationID: l.Runtime.OperationID, LastUsedAt: l.Runtime.LastUsedAt,
+		ArtifactState: l.Runtime.Artifact, Changed: l.Changed, Artifact: l.Artifact,
+	}
+	if m.ArtifactState == "" {
+		m.ArtifactState = registry.ArtifactAbsent
+	}
+	if l.Operation != nil {
+		m.OperationID = l.Operation.ID
 	}
 	m.Record.Model = l.Redacted()
 	if m.Failure != nil && len(m.Failure.LogTail) > 0 && !s.mayReadLog(c, l.Team) {

@@ -174,7 +174,7 @@ func outcome(c echo.Context, op registry.Operation) error {
 		return op.Error.AsError()
 	case registry.OperationCancelled:
 		return registry.Errorf(registry.CodeUnavailable, "The load was cancelled. %s", op.Outcome)
-	case registry.OperationQueued, registry.OperationRunning, registry.OperationSucceeded:
+	case registry.OperationQueued, registry.OperationRunning, registry.OperationPaused, registry.OperationSucceeded:
 	}
 	return nil
 }

@@ -16,7 +16,7 @@ import (
 func (s *Server) mayOperate(ctx context.Context, op registry.Operation, a auth.Action) error {
 	id := auth.FromContext(ctx)
 	if op.Kind == registry.OperationInstall || op.Kind == registry.OperationImport {
-		if a == auth.OperationCancel {
+		if a == auth.OperationCancel || a == auth.ModelFetch {
 			a = auth.EngineInstall
 		} else {
 			a = auth.EnginesRead

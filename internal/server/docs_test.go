@@ -245,6 +245,9 @@ func TestSchemasAreTheTypes(t *testing.T) {
 		"User": registry.User{}, "Token": registry.Token{}, "Team": registry.Team{}, "Member": auth.TeamMember{}, "AuditEntry": registry.AuditEntry{}, "Rule": auth.Rule{},
 		"Problem": problemBody{}, "StoredProblem": registry.Problem{}, "FieldError": registry.FieldError{}, "Failure": registry.Failure{},
 		"Shortage": registry.Shortage{}, "Holder": registry.Holder{},
+		"ModelArtifact": registry.ModelArtifact{}, "File": registry.File{}, "Offer": registry.Offer{}, "Lookup": registry.Lookup{}, "StoredArtifact": registry.StoredArtifact{},
+		"Storage": registry.Storage{}, "Retention": registry.Retention{}, "RetentionItem": registry.RetentionItem{}, "BandwidthLimits": registry.BandwidthLimits{},
+		"RootFolders": registry.RootFolders{}, "Secret": registry.Secret{},
 	} {
 		got := map[string]bool{}
 		for _, f := range d.fields(d.at(schemas, name)) {

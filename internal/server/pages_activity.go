@@ -100,7 +100,7 @@ func (s *Server) operationPage(c echo.Context, id string) (view.OperationPage, e
 
 // cancellable reports whether the manager takes a cancellation of it at all.
 func cancellable(op registry.Operation) bool {
-	return !op.State.Final() && (op.Kind == registry.OperationLoad || op.Kind == registry.OperationInstall)
+	return !op.State.Final() && (op.Kind == registry.OperationLoad || op.Kind == registry.OperationFetch || op.Kind == registry.OperationInstall)
 }
 
 // operationLog is the engine's last lines while the operation is the newest one of its model; a later load has a log of

@@ -128,6 +128,7 @@ func (s *Server) routes() []route {
 	}
 	rows = append(rows, s.apiRoutes()...)
 	rows = append(rows, s.accessRoutes()...)
+	rows = append(rows, s.storageRoutes()...)
 	rows = append(rows, s.pageRoutes()...)
 	for _, m := range []string{"GET", "POST", "PUT", "PATCH", "DELETE"} {
 		// The gateway checks the model's team itself: the model is named in the body.

@@ -53,6 +53,8 @@ func (o Operation) Status() Status {
 			return Status{"busy", fmt.Sprintf("Running %d%%", p)}
 		}
 		return Status{"busy", "Running"}
+	case registry.OperationPaused:
+		return Status{"wait", "Paused"}
 	case registry.OperationSucceeded:
 		return Status{"ready", "Done"}
 	case registry.OperationFailed:
@@ -83,7 +85,7 @@ func (o Operation) SubjectURL() string {
 
 // Sentence is the outcome, or what it is doing.
 func (o Operation) Sentence() string {
-	if o.State.Final() {
+	if o.State.Resting() {
 		switch {
 		case o.Outcome != "":
 			return o.Outcome
