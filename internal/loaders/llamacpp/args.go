@@ -142,7 +142,7 @@ func memoryFlags(b build, f registry.Facts, v params.Values) []string {
 		n, _ := v.Int("cache_ram_mb", 0)
 		a = append(a, "--cache-ram", strconv.FormatInt(n, 10))
 	}
-	if f.WindowLayers > 0 && b.has("--ctx-checkpoints") {
+	if (f.WindowLayers > 0 || f.StateBytes > 0) && b.has("--ctx-checkpoints") {
 		a = append(a, "--ctx-checkpoints", strconv.Itoa(windowCheckpoints))
 	}
 	mmap, mlock := v.Bool("mmap", true), v.Bool("mlock", false)

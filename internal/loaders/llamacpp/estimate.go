@@ -24,8 +24,8 @@ const (
 	weightShare      = 50  // one 50th of the weights: 2 %
 	defaultContext   = 8192
 	defaultUBatch    = 512
-	// windowCheckpoints are the copies of a sliding window's cache that the server keeps for each slot, in RAM. Its
-	// own default is 32, which is more than the weights for some models.
+	// windowCheckpoints are the copies of a sliding window's cache, or of the state of layers without one, that the server
+	// keeps for each slot, in RAM. Its own default is 32, which is more than the weights for some models.
 	windowCheckpoints = 2
 )
 
@@ -49,8 +49,8 @@ func padContext(n int) int { return (n + 255) / 256 * 256 }
 var elementBits = map[string]float64{"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q4_0": 4.5, "q4_1": 5, "iq4_nl": 4.5, "q5_0": 5.5, "q5_1": 6}
 
 // Estimate predicts what the server takes on the device, in bytes: weights, cache at ContextFor, and overhead. The
-// cache of a sliding window holds the window once for each slot and one physical batch more, as llama.cpp sizes it. An
-// encoder has no cache. Basis is empty when the facts say too little.
+// cache of a sliding window holds the window once for each slot and one physical batch more, and layers that keep a state
+// keep one for each slot, as llama.cpp sizes them. An encoder has no cache. Basis is empty when the facts say too little.
 func (l *Loader) Estimate(m registry.Model, a registry.Artifact, device registry.Device) registry.Footprint {
 	f := a.Facts
 	v, err := params.Read(Name, m.CustomLoaderParams, table)
@@ -66,14 +66,8 @@ func (l *Loader) Estimate(m registry.Model, a registry.Artifact, device registry
 	}
 	ubatch := physicalBatch(embedding(f, v), fp.Context, v)
 	slots := parallel(v, true)
-	window := 0
 	if !f.Embedding {
-		sized := f
-		if f.WindowLayers > 0 {
-			window = padContext(f.Window*int(slots) + int(ubatch))
-			sized.Window = window
-		}
-		fp.KVCache = cacheBytes(sized, fp.Context, v)
+		fp.KVCache = cacheBytes(f, fp.Context, int(slots), int(ubatch), v) + f.StateBytes*slots
 	}
 	switch device {
 	case registry.DeviceCUDA:
@@ -87,10 +81,8 @@ func (l *Loader) Estimate(m registry.Model, a registry.Artifact, device registry
 		fp.Overhead = cpuOverhead
 		kept, _ := v.Int("cache_ram_mb", 0)
 		fp.Overhead += kept << 20
-		if f.WindowLayers > 0 && !f.Embedding {
-			only := f
-			only.Layers, only.Window = f.WindowLayers, f.Window
-			fp.Overhead += windowCheckpoints * slots * cacheBytes(only, f.Window, v)
+		if !f.Embedding {
+			fp.Overhead += windowCheckpoints * slots * (windowBytes(f, fp.Context, v) + f.StateBytes)
 		}
 	}
 	fp.Overhead += fp.Weights/weightShare + int64(fp.Context)*perTokenOverhead
@@ -99,14 +91,34 @@ func (l *Loader) Estimate(m registry.Model, a registry.Artifact, device registry
 	return fp
 }
 
-// cacheBytes is the facts' formula with the types that the parameters choose for keys and values.
-func cacheBytes(f registry.Facts, n int, v params.Values) int64 {
-	width := int64(f.KeyLength + f.ValueLength)
-	if width == 0 {
-		return 0
+// cacheBytes is the cache of n tokens with the types that the parameters choose for keys and values. What latent attention
+// keeps counts as keys, as in llama.cpp.
+func cacheBytes(f registry.Facts, n, slots, ubatch int, v params.Values) int64 {
+	var sum int64
+	for _, g := range f.Cache() {
+		if g.Window > 0 {
+			g.Window = padContext(g.Window*slots + ubatch)
+		}
+		sum += typedBytes(g, n, v)
 	}
-	elements := float64(f.KVBytes(n, 1))
-	keys := elements * float64(f.KeyLength) / float64(width)
-	values := elements - keys
-	return int64(keys*elementBits[v.String("cache_type_k", "f16")]/8 + values*elementBits[v.String("cache_type_v", "f16")]/8)
+	return sum
+}
+
+// windowBytes is what one sequence keeps in the windows.
+func windowBytes(f registry.Facts, n int, v params.Values) int64 {
+	var sum int64
+	for _, g := range f.Cache() {
+		if g.Window > 0 {
+			sum += typedBytes(g, n, v)
+		}
+	}
+	return sum
+}
+
+// typedBytes is what a group of layers keeps of n tokens.
+func typedBytes(g registry.KVGroup, n int, v params.Values) int64 {
+	keys, values := g, g
+	keys.Value, values.Key = 0, 0
+	return int64(float64(keys.Bytes(n, 1))*elementBits[v.String("cache_type_k", "f16")]/8 +
+		float64(values.Bytes(n, 1))*elementBits[v.String("cache_type_v", "f16")]/8)
 }

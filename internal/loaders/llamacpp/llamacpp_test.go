@@ -258,6 +258,21 @@ func TestEstimate(t *testing.T) {
 	if w := est(nil, window, registry.DeviceCPU); w.KVCache != perToken*(5*8192+25*1024) {
 		t.Errorf("a window's cache is %d, want %d", w.KVCache, perToken*(5*8192+25*1024))
 	}
+	// DeepSeek-V3: what latent attention keeps counts as keys.
+	latent := registry.Artifact{Facts: registry.Facts{WeightBytes: 1 << 30, Layers: 61, KVHeads: 128, KeyLength: 192, ValueLength: 128, KVLatent: 576}}
+	if m := est(map[string]any{"cache_type_k": "q8_0"}, latent, registry.DeviceCPU); m.KVCache != 8192*70272*17/32 {
+		t.Errorf("latent attention's cache is %d", m.KVCache)
+	}
+	// Qwen3-Next: 12 layers that attend, and a state for each slot.
+	hybrid := registry.Artifact{Facts: registry.Facts{WeightBytes: 1 << 30, Layers: 48, KVLayers: 12, KVHeads: 2, KeyLength: 256, ValueLength: 256, StateBytes: 75 << 20}}
+	if h := est(map[string]any{"parallel": int64(3)}, hybrid, registry.DeviceCPU); h.KVCache != 8192*24576+3*75<<20 {
+		t.Errorf("a hybrid's cache is %d", h.KVCache)
+	}
+	// Gemma 4's windows have other heads than its full layers.
+	uneven := registry.Artifact{Facts: registry.Facts{WeightBytes: 1 << 30, Layers: 6, KVGroups: []registry.KVGroup{{Layers: 1, Heads: 4, Key: 512, Value: 512}, {Layers: 5, Heads: 16, Key: 256, Value: 256, Window: 1024}}}}
+	if u := est(nil, uneven, registry.DeviceCPU); u.KVCache != 2*(8192*4096+5*(4*1024+512)*8192) {
+		t.Errorf("an uneven cache is %d", u.KVCache)
+	}
 	half := est(map[string]any{"n_gpu_layers": int64(15)}, smol, registry.DeviceCUDA)
 	if half.KVCache != full.KVCache/2 || half.Weights >= full.Weights/2 {
 		t.Errorf("half of the layers on the GPU take %+v", half)
