@@ -26,8 +26,6 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/manifest"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 	"github.com/industriverse/llmmodelmanager/internal/server"
-	"github.com/industriverse/llmmodelmanager/internal/sources"
-	"github.com/industriverse/llmmodelmanager/internal/sources/local"
 	"github.com/industriverse/llmmodelmanager/internal/store"
 )
 
@@ -39,9 +37,10 @@ type serveCmd struct {
 	AdminPassword string `help:"Makes the account admin at the first start. Better as LLMM_ADMIN_PASSWORD." placeholder:"PASSWORD"`
 	AdminToken    string `help:"Gives admin this API token. Better as LLMM_ADMIN_TOKEN." placeholder:"TOKEN"`
 
-	LlamaServer string   `help:"llama.cpp's server to use. Otherwise the one on the PATH, or an installed one." placeholder:"FILE" type:"path"`
-	FakeEngine  string   `help:"The test double of an engine, for trying things out." placeholder:"FILE" type:"path" hidden:""`
-	ModelRoots  []string `help:"Folders that local models may be read from. Empty: any." placeholder:"DIR" type:"path"`
+	LlamaServer string `help:"llama.cpp's server to use. Otherwise the one on the PATH, or an installed one." placeholder:"FILE" type:"path"`
+	FakeEngine  string `help:"The test double of an engine, for trying things out." placeholder:"FILE" type:"path" hidden:""`
+
+	sourceFlags `embed:""`
 
 	MaxConcurrentLoads int           `help:"Engines that may be starting at once." default:"4"`
 	DrainTimeout       time.Duration `help:"How long requests may finish before an unload." default:"30s"`
@@ -109,11 +108,15 @@ func (c *serveCmd) Run(e *env) error {
 			file = nil
 		}
 	}
+	set, fetcher, err := c.open(c.DataDir, log)
+	if err != nil {
+		return err
+	}
 	engines := engineDir(c.DataDir)
 	m = manager.New(manager.Options{
 		Store: st, Bus: bus, Hardware: sampler, Manifest: file, DataDir: c.DataDir, EngineDir: engines, Logger: log,
-		Loaders: c.loaders(st.InstallationID(), engines, log), Sources: []sources.Source{local.New(local.Options{Roots: c.ModelRoots})},
-		MaxStarts: c.MaxConcurrentLoads, DrainTimeout: c.DrainTimeout,
+		Loaders: c.loaders(st.InstallationID(), engines, log), Sources: set, Bandwidth: fetcher,
+		MaxStarts: c.MaxConcurrentLoads, MaxFetches: c.MaxFetches, DrainTimeout: c.DrainTimeout,
 	})
 	run, stop := context.WithCancel(context.WithoutCancel(e.ctx))
 	defer stop()

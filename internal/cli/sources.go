@@ -1,0 +1,63 @@
+package cli
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/industriverse/llmmodelmanager/internal/sources"
+	"github.com/industriverse/llmmodelmanager/internal/sources/fetch"
+	"github.com/industriverse/llmmodelmanager/internal/sources/huggingface"
+	"github.com/industriverse/llmmodelmanager/internal/sources/local"
+	"github.com/industriverse/llmmodelmanager/internal/sources/ollama"
+	"github.com/industriverse/llmmodelmanager/internal/sources/s3"
+)
+
+// sourceFlags are the flags of serve about where weights come from. What the tools of a source have environment
+// variables for (HF_ENDPOINT, HF_HOME, HF_TOKEN, AWS_PROFILE, OLLAMA_MODELS, HTTPS_PROXY …) is read from there.
+type sourceFlags struct {
+	ModelRoots []string `help:"Folders that local models may be read from. Empty: any." placeholder:"DIR" type:"path"`
+
+	MaxFetches       int   `help:"Models that may be downloaded at once." default:"4"`
+	FetchConnections int   `help:"Connections of all downloads together." default:"64"`
+	KeepFree         int64 `help:"MiB of a disk that downloads leave free." default:"1024" placeholder:"MIB"`
+
+	S3AllowPrivate bool `name:"s3-allow-private" help:"Let models name S3 services in private networks by endpoint_url; AWS_ENDPOINT_URL may lead there anyway."`
+
+	OllamaRegistry string   `help:"Address that answers in place of the Ollama library: a mirror." placeholder:"URL"`
+	OllamaInsecure []string `help:"Registries of Ollama models that are spoken to without encryption." placeholder:"HOST"`
+	OllamaPrivate  []string `help:"Registries of Ollama models that may be in a private network." placeholder:"HOST"`
+}
+
+// open makes the sources, and the fetcher that they share. To add a source, add its line.
+func (f *sourceFlags) open(dataDir string, log *slog.Logger) ([]sources.Source, *fetch.Fetcher, error) {
+	fetcher := fetch.New(fetch.Options{Connections: f.FetchConnections, MinFree: f.KeepFree << 20, Logger: log})
+	hub, err := huggingface.New(huggingface.Options{Fetcher: fetcher, Logger: log})
+	if err != nil {
+		return nil, nil, err
+	}
+	library, err := ollama.New(ollama.Options{Dir: ollama.Folder(dataDir, os.Getenv), Fetcher: fetcher, Registry: f.OllamaRegistry,
+		Insecure: f.OllamaInsecure, Private: f.OllamaPrivate, Key: ollamaKey(), Agent: "llmm/" + Version, Logger: log})
+	if err != nil {
+		return nil, nil, err
+	}
+	return []sources.Source{
+		hub,
+		local.New(local.Options{Roots: f.ModelRoots}),
+		s3.New(s3.Options{Dir: filepath.Join(dataDir, "s3"), Fetcher: fetcher, AllowPrivate: f.S3AllowPrivate, Logger: log}),
+		library,
+	}, fetcher, nil
+}
+
+// ollamaKey is the key that Ollama made for this user, "" if it has none.
+func ollamaKey() string {
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return ""
+	}
+	key := filepath.Join(home, ".ollama", "id_ed25519")
+	if _, err := os.Stat(key); err != nil {
+		return ""
+	}
+	return key
+}
