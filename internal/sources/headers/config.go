@@ -120,7 +120,7 @@ func (c config) stack(kind string, f *registry.Facts) *stack {
 	if inner, ok := c.language()["model_type"].(string); ok {
 		kind = inner
 	}
-	layers := c.number("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_decoder_layers")
+	layers := c.number("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_transformer_layers", "num_decoder_layers")
 	heads := c.number("num_attention_heads", "n_head", "n_heads", "num_heads")
 	width := c.number("hidden_size", "n_embd", "d_model", "dim", "model_dim")
 	kv := c.number("num_key_value_heads", "num_kv_heads", "multi_query_group_num")
