@@ -20,9 +20,9 @@ type sourceFlags struct {
 
 	MaxFetches       int   `help:"Models that may be downloaded at once." default:"4"`
 	FetchConnections int   `help:"Connections of all downloads together." default:"64"`
-	KeepFree         int64 `help:"MiB of a disk that downloads leave free." default:"1024" placeholder:"MIB"`
+	KeepFree         int64 `help:"MiB of a disk that downloads leave free." default:"1024"`
 
-	S3AllowPrivate bool `name:"s3-allow-private" help:"Let models name S3 services in private networks by endpoint_url; AWS_ENDPOINT_URL may lead there anyway."`
+	S3AllowPrivate bool `name:"s3-allow-private" env:"LLMM_S3_ALLOW_PRIVATE" help:"Let models name S3 services in private networks by endpoint_url; AWS_ENDPOINT_URL may lead there anyway."`
 
 	OllamaRegistry string   `help:"Address that answers in place of the Ollama library: a mirror." placeholder:"URL"`
 	OllamaInsecure []string `help:"Registries of Ollama models that are spoken to without encryption." placeholder:"HOST"`
