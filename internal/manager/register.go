@@ -25,17 +25,25 @@ type Listed struct {
 	Deprecated bool
 }
 
-// List lists models: the guide's list_available_models, a page at a time. next is the After of the next page.
-func (m *Manager) List(ctx context.Context, q store.ListQuery) (items []Listed, next string, total int, err error) {
-	page, err := m.store.ListModels(ctx, q)
+// Page is one page of models: store.Page with what is going on with each.
+type Page struct {
+	Items  []Listed
+	Next   string // the After of the next page; "" at the end
+	Total  int    // how many models match, on all pages
+	Capped bool   // a search has more hits than Total, which is where the counting ended
+}
+
+// List lists models: the guide's list_available_models, a page at a time.
+func (m *Manager) List(ctx context.Context, q store.ListQuery) (Page, error) {
+	found, err := m.store.ListModels(ctx, q)
 	if err != nil {
-		return nil, "", 0, err
+		return Page{}, err
 	}
-	items = make([]Listed, len(page.Items))
-	for i, it := range page.Items {
-		items[i] = m.enrich(it)
+	page := Page{Items: make([]Listed, len(found.Items)), Next: found.Next, Total: found.Total, Capped: found.Capped}
+	for i, it := range found.Items {
+		page.Items[i] = m.enrich(it)
 	}
-	return items, page.Next, page.Total, nil
+	return page, nil
 }
 
 // Get returns one model with its state: the guide's get_model_configuration and what lists show. CodeNotFound.

@@ -75,11 +75,11 @@ func names(items []Listed) []string {
 
 func (r *rig) listed() []string {
 	r.t.Helper()
-	items, _, _, err := r.List(r.ctx(), store.ListQuery{})
+	page, err := r.List(r.ctx(), store.ListQuery{})
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	return names(items)
+	return names(page.Items)
 }
 
 func TestFirstImport(t *testing.T) {

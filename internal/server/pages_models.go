@@ -53,13 +53,13 @@ func (s *Server) models(c echo.Context) (view.Models, error) {
 	if err := oneOf("source_type", q.SourceType, registry.SourceTypes); err != nil {
 		return v, err
 	}
-	items, next, _, err := s.Manager.List(ctx, q)
+	page, err := s.Manager.List(ctx, q)
 	if err != nil {
 		return v, err
 	}
-	v.Next = next
+	v.Next = page.Next
 	res := s.Manager.Resources()
-	for _, l := range items {
+	for _, l := range page.Items {
 		v.Rows = append(v.Rows, s.row(c, l, res))
 	}
 	return v, nil

@@ -130,11 +130,11 @@ func (s *Server) overview(c echo.Context) (view.Overview, error) {
 		return v, err
 	}
 	for _, st := range onOverview {
-		items, _, _, err := s.Manager.List(ctx, store.ListQuery{Teams: teamsOf(c), Status: st, NoTotal: true})
+		page, err := s.Manager.List(ctx, store.ListQuery{Teams: teamsOf(c), Status: st, NoTotal: true})
 		if err != nil {
 			return v, err
 		}
-		for _, l := range items {
+		for _, l := range page.Items {
 			v.Loaded = append(v.Loaded, s.row(c, l, res))
 		}
 	}
@@ -177,12 +177,12 @@ func (s *Server) needs(c echo.Context) (out []view.Need, total int, err error) {
 		if teams != nil {
 			teams = allowedTeams(id, kind.action)
 		}
-		items, _, n, err := s.Manager.List(ctx, store.ListQuery{Teams: teams, Status: kind.status, Limit: maxNeeds})
+		page, err := s.Manager.List(ctx, store.ListQuery{Teams: teams, Status: kind.status, Limit: maxNeeds})
 		if err != nil {
 			return nil, 0, err
 		}
-		total += n
-		for _, l := range items {
+		total += page.Total
+		for _, l := range page.Items {
 			out = append(out, kind.need(l.Record, l.Runtime))
 		}
 	}
@@ -282,11 +282,11 @@ func (s *Server) uiJump(c echo.Context) error {
 		}
 	}
 	if j.Q != "" {
-		items, _, _, err := s.Manager.List(ctx, store.ListQuery{Q: j.Q, Teams: teamsOf(c), Limit: maxHits, NoTotal: true})
+		page, err := s.Manager.List(ctx, store.ListQuery{Q: j.Q, Teams: teamsOf(c), Limit: maxHits, NoTotal: true})
 		if err != nil {
 			return err
 		}
-		for _, l := range items {
+		for _, l := range page.Items {
 			word := view.StatusOf(l.Status, l.Percent, 0)
 			j.Hits = append(j.Hits, view.Hit{Kind: "model", Title: l.ModelID, Note: word.Label, URL: view.ModelURL(l.ModelID), Dot: word.Class})
 		}
