@@ -40,7 +40,7 @@ func TestIndexAgainstMap(t *testing.T) {
 			}
 			v = v.with(batch)
 			checkVersion(t, v)
-			if keys, _, total := old.search(ListQuery{Limit: MaxLimit}); total != len(oldKeys) || !slices.Equal(keys, oldKeys) {
+			if keys, _, total, _ := old.search(ListQuery{Limit: MaxLimit}); total != len(oldKeys) || !slices.Equal(keys, oldKeys) {
 				t.Fatalf("an older version changed")
 			}
 			for _, q := range []ListQuery{{}, {Q: "red"}, {Q: "k1 blue", Team: "b"}, {Status: registry.Statuses[1]}, {After: "k200", Teams: []string{"a", "c"}}, {After: "k2005", Q: "e"}} {
@@ -59,13 +59,57 @@ func TestIndexAgainstMap(t *testing.T) {
 						}
 					}
 				}
-				keys, more, total := v.search(q)
-				if diff := cmp.Diff(expect[:min(len(expect), q.Limit)], append(expect[:0:0], keys...)); diff != "" || more != (len(expect) > q.Limit) || total != len(match) {
+				keys, more, total, capped := v.search(q)
+				if diff := cmp.Diff(expect[:min(len(expect), q.Limit)], append(expect[:0:0], keys...)); diff != "" || more != (len(expect) > q.Limit) || total != len(match) || capped {
 					t.Fatalf("%+v: more %v, total %d of %d (-want +got):\n%s", q, more, total, len(match), diff)
 				}
 			}
 		}
 	})
+}
+
+// TestSearchStopsCounting asks for words that more models have than are counted, on pages before and after the count ends.
+func TestSearchStopsCounting(t *testing.T) {
+	var changes []change
+	for i := range 3 * countedHits {
+		key, says := fmt.Sprintf("k%05d", i), "even"
+		if i%2 == 1 {
+			says = "odd"
+		}
+		changes = append(changes, change{key: key, kind: changePut, team: "a", source: 1, status: 1, text: searchText(key, says, nil, key)})
+	}
+	v := (&version{}).with(changes)
+	for _, c := range []struct {
+		q      ListQuery
+		first  string
+		n      int
+		more   bool
+		total  int
+		capped bool
+	}{
+		{ListQuery{Q: "k"}, "k00000", 50, true, countedHits, true},
+		{ListQuery{Q: "odd"}, "k00001", 50, true, countedHits, true},
+		{ListQuery{Q: "odd", After: "k02800"}, "k02801", 50, true, countedHits, true},
+		{ListQuery{Q: "odd", After: "k02980"}, "k02981", 10, false, countedHits, true},
+		{ListQuery{Q: "odd k00"}, "k00001", 50, true, countedHits / 2, false},
+		{ListQuery{Q: "odd k00", After: "k00990"}, "k00991", 5, false, countedHits / 2, false},
+		{ListQuery{Q: "k00"}, "k00000", 50, true, countedHits, false},
+		{ListQuery{Q: "k00", After: "k02000"}, "", 0, false, countedHits, false},
+		{ListQuery{}, "k00000", 50, true, 3 * countedHits, false},
+		{ListQuery{Team: "a", After: "k00070"}, "k00071", 50, true, 3 * countedHits, false},
+		{ListQuery{Q: "odd", NoTotal: true}, "k00001", 50, true, 0, false},
+		{ListQuery{Q: "odd", NoTotal: true, After: "k02980"}, "k02981", 10, false, 0, false},
+	} {
+		c.q.Limit = 50
+		keys, more, total, capped := v.search(c.q)
+		first := ""
+		if len(keys) > 0 {
+			first = keys[0]
+		}
+		if first != c.first || len(keys) != c.n || more != c.more || total != c.total || capped != c.capped {
+			t.Errorf("%+v: %d from %q, more %v, total %d, capped %v", c.q, len(keys), first, more, total, capped)
+		}
+	}
 }
 
 func checkVersion(t *rapid.T, v *version) {
@@ -126,7 +170,7 @@ func TestIndexWhileBuilding(t *testing.T) {
 			q    ListQuery
 			want int
 		}{{ListQuery{Status: registry.StatusReady}, round + 1}, {ListQuery{Q: "after"}, round + 1}, {ListQuery{Q: gone}, 0}, {ListQuery{Q: "before"}, 5000 - 2*(round+1)}} {
-			if page, err := s.ListModels(ctx, c.q); err != nil || page.Total != c.want {
+			if page, err := s.ListModels(ctx, c.q); err != nil || page.Total != min(c.want, countedHits) || page.Capped != (c.want > countedHits) {
 				t.Fatalf("round %d, %+v: %d models, want %d, %v", round, c.q, page.Total, c.want, err)
 			}
 		}

@@ -35,7 +35,8 @@ func (s *Store) ListModels(ctx context.Context, q ListQuery) (Page, error) {
 	return page, nil
 }
 
-// CountMatching returns how many models match q, on all pages.
+// CountMatching returns how many models match q, on all pages. As in Page.Total, the hits of a search are counted up to
+// a thousand.
 func (s *Store) CountMatching(ctx context.Context, q ListQuery) (int, error) {
 	q.Limit, q.After, q.NoTotal = 1, "", false
 	page, _, _, err := s.pageKeys(ctx, q)
@@ -63,7 +64,7 @@ func (s *Store) pageKeys(ctx context.Context, q ListQuery) (page Page, keys []st
 			return page, nil, false, err
 		}
 	}
-	keys, more, page.Total = v.search(q)
+	keys, more, page.Total, page.Capped = v.search(q)
 	return page, keys, more, nil
 }
 
@@ -155,43 +156,53 @@ func listedOf(row modelRow, rt runtimeRow) (Listed, error) {
 	return Listed{Record: rec, Runtime: run, Status: registry.DeriveStatus(rec.Registration, run.Artifact, run.State)}, nil
 }
 
-// search returns the keys of the page that q asks for, whether there are more after it, and how many match in all,
-// unless q.NoTotal.
-func (v *version) search(q ListQuery) (keys []string, more bool, total int) {
+// countedHits is how far the hits of a search are counted. Looking for words in everything takes milliseconds when there
+// are a hundred thousand models, and nobody asks whether forty or fifty thousand have an e in them.
+const countedHits = 1000
+
+// search returns the keys of the page that q asks for, whether there are more after it, how many match in all, unless
+// q.NoTotal, and whether that count was given up.
+func (v *version) search(q ListQuery) (keys []string, more bool, total int, capped bool) {
 	f, possible := v.filter(q)
 	if !possible {
-		return nil, false, 0
+		return nil, false, 0, false
 	}
-	after := fold(q.After)
-	blocks := v.blocks
+	enough := len(v.blocks) * blockSize // never reached: without words, counting is cheap
+	switch {
+	case q.NoTotal:
+		enough = -1
+	case len(f.words) > 0:
+		enough = countedHits
+	}
+	after, first := fold(q.After), 0
 	if after != "" {
 		// The page begins in the last block whose first key is not after it.
-		at := max(0, sort.Search(len(blocks), func(i int) bool { return string(blocks[i].key(0)) > after })-1)
-		for _, b := range blocks[:at] {
-			total += b.count(f, q.NoTotal)
-		}
-		blocks = blocks[at:]
+		first = max(0, sort.Search(len(v.blocks), func(i int) bool { return string(v.blocks[i].key(0)) > after })-1)
 	}
-	for _, b := range blocks {
-		if more {
-			total += b.count(f, q.NoTotal)
-			continue
+	for i, b := range v.blocks {
+		switch {
+		case i >= first && !more:
+			b.each(f, func(i int) {
+				total++
+				switch {
+				case after != "" && string(b.key(i)) <= after:
+				case len(keys) < q.Limit:
+					keys = append(keys, string(b.key(i)))
+				default:
+					more = true
+				}
+			})
+		case total <= enough: // one more than enough shows that it is not all
+			total += b.count(f)
 		}
-		b.each(f, func(i int) {
-			total++
-			switch {
-			case after != "" && string(b.key(i)) <= after:
-			case len(keys) < q.Limit:
-				keys = append(keys, string(b.key(i)))
-			default:
-				more = true
-			}
-		})
+		if more && total > enough {
+			break
+		}
 	}
 	if q.NoTotal {
-		total = 0
+		return keys, more, 0, false
 	}
-	return keys, more, total
+	return keys, more, min(total, enough), total > enough
 }
 
 // filter is what a query asks of a model. Zero values ask for nothing.
@@ -244,11 +255,8 @@ func (f *filter) match(b *block, i int) bool {
 }
 
 // count returns how many models of the block pass the filter.
-func (b *block) count(f *filter, skip bool) (n int) {
-	switch {
-	case skip:
-		return 0
-	case len(f.words) == 0 && f.status == 0 && f.source == 0 && f.teams == nil:
+func (b *block) count(f *filter) (n int) {
+	if len(f.words) == 0 && f.status == 0 && f.source == 0 && f.teams == nil {
 		return b.len()
 	}
 	b.each(f, func(int) { n++ })

@@ -42,9 +42,10 @@ type Listed struct {
 
 // Page is one page of models.
 type Page struct {
-	Items []Listed
-	Next  string // model_id to pass as After; "" at the end
-	Total int    // how many models match, on all pages; 0 with NoTotal
+	Items  []Listed
+	Next   string // model_id to pass as After; "" at the end
+	Total  int    // how many models match, on all pages; 0 with NoTotal
+	Capped bool   // a search has more hits than Total: the counting ended at a thousand
 }
 
 // PutOptions say how models are to be written.
