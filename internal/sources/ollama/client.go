@@ -383,7 +383,7 @@ func (s *session) told(body []byte) (code, words string) {
 
 // notFound says whether the model or only its tag is missing, and where the tags are listed.
 func (s *session) notFound(ctx context.Context, body []byte, reference string) error {
-	code, words := s.told(body)
+	_, words := s.told(body)
 	none := func(format string, args ...any) error {
 		return &registry.Error{Code: registry.CodeNotFound, Op: "ollama", Msg: fmt.Sprintf(format, args...)}
 	}
@@ -399,10 +399,7 @@ func (s *session) notFound(ctx context.Context, body []byte, reference string) e
 	if tags := s.tags(ctx); len(tags) > 0 {
 		return none("the registry %s has %s, but not its tag %s; it has %s", s.base.Host, s.name.repository(), s.name.Tag, headers.Some(tags))
 	}
-	if code == "MANIFEST_UNKNOWN" {
-		return none("the registry %s has no tag %s of %s; list its tags with GET /v2/%s/tags/list", s.base.Host, s.name.Tag, s.name.repository(), s.name.repository())
-	}
-	return none("the registry %s has no model %s; check the name, or push it there with ollama push", s.base.Host, s.name.repository())
+	return none("the registry %s has no model %s with a tag %s, nor does it list others of it%s; check the name, or push it there with ollama push", s.base.Host, s.name.repository(), s.name.Tag, aside(words))
 }
 
 // tags returns the tags of the model, nil where the registry does not list them.

@@ -429,7 +429,8 @@ func (f folder) old(before time.Time, needed, stays map[string]bool, all bool) (
 	}
 	var out []string
 	for key, paths := range groups {
-		nameless := filepath.Dir(key) == f.blobs() && slices.Equal(paths, []string{key})
+		_, part := blobOf(filepath.Base(paths[0]))
+		nameless := filepath.Dir(key) == f.blobs() && !part && len(paths) == 1 // a whole blob that no model names
 		if newest[key].Before(before) && (!nameless || !ollamaLoads) {
 			out = append(out, paths...)
 		}
