@@ -131,7 +131,9 @@ func (s *Store) read(ctx context.Context) *gorm.DB { return s.r.WithContext(ctx)
 
 // readAll returns a reader for one short query that is read to its end even if ctx ends meanwhile: to watch for that
 // costs more than such a query does.
-func (s *Store) readAll(ctx context.Context) *gorm.DB { return s.r.WithContext(context.WithoutCancel(ctx)) }
+func (s *Store) readAll(ctx context.Context) *gorm.DB {
+	return s.r.WithContext(context.WithoutCancel(ctx))
+}
 
 // fail turns err into a *registry.Error for the operation op. It returns nil for nil.
 func (s *Store) fail(ctx context.Context, op string, err error) error {

@@ -241,7 +241,7 @@ func TestMigrations(t *testing.T) {
 		"SELECT fold_id FROM models WHERE status = 'ready' AND fold_id > 'a' ORDER BY fold_id LIMIT 51":               "models_status",
 		"SELECT count(*) FROM models WHERE team = 'x'":                                                                "models_team",
 		"SELECT * FROM runtimes WHERE (state NOT IN ('stopped', 'failed', '') OR desired = 'ready') ORDER BY fold_id": "runtimes_active",
-		"SELECT * FROM operations WHERE state IN ('queued', 'running', 'paused') ORDER BY id":                                   "operations_unfinished",
+		"SELECT * FROM operations WHERE state IN ('queued', 'running', 'paused') ORDER BY id":                         "operations_unfinished",
 		"SELECT * FROM operations WHERE subject = 'm' AND id < 'x' ORDER BY id DESC LIMIT 51":                         "operations_subject",
 		"DELETE FROM sessions WHERE expiry <= 5":                                                                      "sessions_expiry",
 		"SELECT * FROM tokens WHERE hash = x'00'":                                                                     "sqlite_autoindex_tokens_2",
