@@ -267,6 +267,9 @@ func (in *installer) compile(ctx context.Context, src string) (string, error) {
 	out := filepath.Join(src, "build")
 	in.say(registry.StageEngine, 0, 0, "", "Configuring the build")
 	args := append([]string{"cmake", "-S", filepath.Join(src, "llama.cpp"), "-B", out}, cmakeFlags...)
+	// The sources carry no git data, from which the program would learn its number.
+	number, _, _ := strings.Cut(sdistVersion, ".")
+	args = append(args, "-DLLAMA_BUILD_NUMBER="+number)
 	if _, err := exec.LookPath("nvcc"); err == nil {
 		args = append(args, "-DGGML_CUDA=ON")
 	}
