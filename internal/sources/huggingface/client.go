@@ -34,6 +34,24 @@ type look struct {
 	offline  bool // nothing is asked of the Hub
 }
 
+type lookKey struct{}
+
+// counted makes every request under the context count for the look, also those to which a redirect leads.
+func (l *look) counted(ctx context.Context) context.Context {
+	return context.WithValue(ctx, lookKey{}, l)
+}
+
+// counting counts requests.
+type counting struct{ next http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (c counting) RoundTrip(req *http.Request) (*http.Response, error) {
+	if l, ok := req.Context().Value(lookKey{}).(*look); ok {
+		l.requests.Add(1)
+	}
+	return c.next.RoundTrip(req)
+}
+
 func (l *look) cost() sources.Cost {
 	return sources.Cost{Requests: int(l.requests.Load()), Bytes: l.bytes.Load()}
 }
@@ -237,7 +255,6 @@ func (s *Source) ask(ctx context.Context, l *look, u *url.URL, v any) (http.Head
 		return nil, registry.Errorf(registry.CodeInternal, "no request can be made for %s", l.id)
 	}
 	s.dress(req, l.token)
-	l.requests.Add(1)
 	resp, err := s.client.Do(req)
 	if err != nil {
 		return nil, s.unreachable(ctx, l, err)

@@ -95,7 +95,7 @@ func New(o Options) (*Source, error) {
 	if transport == nil {
 		transport = guardedTransport(s.endpoint)
 	}
-	s.client = &http.Client{Transport: transport, CheckRedirect: s.checkRedirect}
+	s.client = &http.Client{Transport: counting{transport}, CheckRedirect: s.checkRedirect}
 	return s, nil
 }
 

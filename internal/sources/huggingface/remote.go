@@ -112,7 +112,6 @@ func (s *Source) locate(ctx context.Context, l *look, commit string, f registry.
 		}
 		return nil
 	}
-	l.requests.Add(1)
 	resp, err := stay.Do(req)
 	if resp != nil {
 		defer resp.Body.Close()
@@ -204,14 +203,14 @@ func (s *Source) opener(ctx context.Context, l *look, c *store, commit string, f
 		if commit == "" || l.offline {
 			return nil, headers.Missing("Fetch it while the Hub can be reached", "%s is not in the cache", clip(name))
 		}
-		return &remoteFile{RangeReader: fetch.ReaderAt(ctx, s.remote(l, commit, f), f.Size, readerOptions), look: l}, nil
+		return &remoteFile{RangeReader: fetch.ReaderAt(l.counted(ctx), s.remote(l, commit, f), f.Size, readerOptions), look: l}, nil
 	}
 }
 
 // Somebody waits for what is read so, so that trouble is told after seconds.
 var readerOptions = fetch.ReaderOptions{First: 16 << 10, Tries: 4, Patience: 10 * time.Second}
 
-// remoteFile is a file of the Hub that is read by ranges. Its cost is added up when it is closed.
+// remoteFile is a file of the Hub that is read by ranges. What was read is added up when it is closed.
 type remoteFile struct {
 	*fetch.RangeReader
 	look *look
@@ -219,7 +218,6 @@ type remoteFile struct {
 
 // Close implements headers.File.
 func (r *remoteFile) Close() error {
-	r.look.requests.Add(int64(r.Requests()))
 	r.look.bytes.Add(r.Bytes())
 	return nil
 }

@@ -121,6 +121,7 @@ func (s *Source) find(ctx context.Context, ref sources.Ref) (*found, error) {
 }
 
 func (s *Source) fromHub(ctx context.Context, f *found) error {
+	ctx = f.counted(ctx)
 	in, err := s.info(ctx, f.look)
 	if err != nil {
 		return err

@@ -77,7 +77,9 @@ func within(t *testing.T) context.Context {
 
 func gguf(id string) sources.Ref { return sources.Ref{Path: id, Format: registry.FormatGGUF} }
 
-func safetensors(id string) sources.Ref { return sources.Ref{Path: id, Format: registry.FormatSafetensors} }
+func safetensors(id string) sources.Ref {
+	return sources.Ref{Path: id, Format: registry.FormatSafetensors}
+}
 
 func (r *rig) resolve(s *huggingface.Source, ref sources.Ref) sources.Snapshot {
 	r.t.Helper()

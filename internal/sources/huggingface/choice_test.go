@@ -1,0 +1,196 @@
+package huggingface_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+	"github.com/industriverse/llmmodelmanager/internal/sources"
+	"github.com/industriverse/llmmodelmanager/internal/sources/hubtest"
+	"github.com/industriverse/llmmodelmanager/internal/sources/sourcetest"
+)
+
+func paths(files []registry.File) []string {
+	var out []string
+	for _, f := range files {
+		out = append(out, f.Path)
+	}
+	return out
+}
+
+// quants is a repository as those who quantise publish them.
+func quants() map[string][]byte {
+	files := map[string][]byte{
+		"README.md":            []byte("---\nlicense: mit\n---\n"),
+		"config.json":          []byte(`{"model_type": "llama"}`),
+		"tiny-Q8_0.gguf":       bigGGUF(40000, 8),
+		"tiny-Q4_K_M.gguf":     bigGGUF(20000, 4),
+		"tiny-UD-Q4_K_XL.gguf": bigGGUF(21000, 5),
+		"mmproj-tiny-f16.gguf": bigGGUF(4000, 1),
+		"tiny.imatrix":         []byte("statistics"),
+	}
+	for name, content := range sourcetest.SplitGGUF("BF16/tiny-BF16", 7) {
+		files[name] = content
+	}
+	return files
+}
+
+func TestOneQuantisation(t *testing.T) {
+	r := newRig(t, hubtest.Options{})
+	r.hub.Put(t, "org/quants", quants())
+	split := []string{"BF16/tiny-BF16-00001-of-00002.gguf", "BF16/tiny-BF16-00002-of-00002.gguf"}
+	for name, c := range map[string]struct {
+		params []any
+		want   []string
+	}{
+		"by name":           {[]any{"quantization", "Q4_K_M"}, []string{"tiny-Q4_K_M.gguf"}},
+		"by name, small":    {[]any{"quantization", "q8_0"}, []string{"tiny-Q8_0.gguf"}},
+		"dynamic":           {[]any{"quantization", "UD-Q4_K_XL"}, []string{"tiny-UD-Q4_K_XL.gguf"}},
+		"split":             {[]any{"quantization", "BF16"}, split},
+		"file":              {[]any{"filename", "tiny-Q8_0.gguf"}, []string{"tiny-Q8_0.gguf"}},
+		"second shard":      {[]any{"filename", "BF16/tiny-BF16-00002-of-00002.gguf"}, split},
+		"base name":         {[]any{"filename", "tiny-BF16-00001-of-00002.gguf"}, split},
+		"pattern":           {[]any{"filename", "*Q8*"}, []string{"tiny-Q8_0.gguf"}},
+		"allowed":           {[]any{"allow_patterns", []any{"*Q8_0*"}}, []string{"tiny-Q8_0.gguf"}},
+		"ignored":           {[]any{"ignore_patterns", []any{"*Q4*", "BF16/"}}, []string{"tiny-Q8_0.gguf"}},
+		"address of a file": nil2(),
+	} {
+		ref := withParams(gguf("org/quants"), c.params...)
+		if name == "address of a file" {
+			ref.Path, c.want = r.hub.URL+"/org/quants/blob/main/tiny-Q8_0.gguf", []string{"tiny-Q8_0.gguf"}
+		}
+		snap := r.resolve(r.source, ref)
+		if d := cmp.Diff(c.want, paths(snap.Files)); d != "" || snap.Main != c.want[0] {
+			t.Errorf("%s: main %s: %s", name, snap.Main, d)
+		}
+	}
+	e := r.wrong(r.source, gguf("org/quants"))
+	says(t, e, registry.CodeInvalid, "must choose one of the 4", "Q4_K_M (2", "KiB)", "Q8_0", "UD-Q4_K_XL", "BF16")
+	if len(e.Fields) != 1 || e.Fields[0].Field != "custom_loader_params.quantization" || strings.Contains(e.Error(), "mmproj") {
+		t.Errorf("the fields are %+v", e.Fields)
+	}
+	e = r.wrong(r.source, withParams(gguf("org/quants"), "quantization", "Q2_K"))
+	says(t, e, registry.CodeInvalid, `"Q2_K"`, "Q4_K_M")
+	says(t, r.wrong(r.source, withParams(gguf("org/quants"), "filename", "no.gguf")), registry.CodeInvalid, "no.gguf", "tiny-Q8_0.gguf")
+	says(t, r.wrong(r.source, withParams(gguf("org/quants"), "allow_patterns", "*.nothing")), registry.CodeInvalid, "allow_patterns", "none of the")
+	a := r.fetch(r.source, withParams(gguf("org/quants"), "quantization", "BF16"))
+	if !strings.HasSuffix(a.Path, split[0]) {
+		t.Errorf("the artifact is %s", a.Path)
+	}
+}
+
+func nil2() (c struct {
+	params []any
+	want   []string
+}) {
+	return c
+}
+
+func TestOffers(t *testing.T) {
+	r := newRig(t, hubtest.Options{})
+	files := quants()
+	for name, content := range mixed() {
+		files[name] = content
+	}
+	delete(files, "BF16/tiny-BF16-00002-of-00002.gguf")
+	r.hub.Put(t, "org/all", files)
+	r.hub.Forget()
+	offers, err := r.source.Offers(within(t), withParams(sources.Ref{Path: "org/all", Format: registry.FormatONNX}, "quantization", "none"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, o := range offers {
+		got = append(got, fmt.Sprintf("%s %v %d", o.Format, o.Params, o.Files))
+	}
+	for _, want := range []string{"safetensors map[] 5", "gguf map[quantization:Q4_K_M] 1", "gguf map[quantization:Q8_0] 1", "gguf map[quantization:UD-Q4_K_XL] 1"} {
+		found := false
+		for _, g := range got {
+			if strings.HasPrefix(g, strings.Fields(want)[0]) && strings.Contains(g, strings.Fields(want)[1]) {
+				found = true
+			}
+		}
+		if !found {
+			t.Errorf("%q is not offered: %q", want, got)
+		}
+	}
+	if len(got) == 0 || !strings.HasPrefix(got[0], "safetensors") || strings.Contains(strings.Join(got, " "), "BF16") {
+		t.Errorf("the offers are %q", got)
+	}
+	if s := r.hub.Served(); s.Bytes != 0 || s.Requests > 2 {
+		t.Errorf("it took %d requests and %d bytes of files", s.Requests, s.Bytes)
+	}
+	// What is offered can be resolved by its parameters.
+	for _, o := range offers {
+		if o.Format != registry.FormatGGUF {
+			continue
+		}
+		if snap := r.resolve(r.source, sources.Ref{Path: "org/all", Format: o.Format, Params: o.Params}); snap.Bytes != o.Bytes {
+			t.Errorf("%s is offered with %d bytes and has %d", o.Label, o.Bytes, snap.Bytes)
+		}
+	}
+}
+
+func TestOnlyWhatTheFormatNeeds(t *testing.T) {
+	r := newRig(t, hubtest.Options{})
+	r.hub.Put(t, "org/mixed", mixed())
+	base := []string{"config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"}
+	if d := cmp.Diff(base, paths(r.resolve(r.source, safetensors("org/mixed")).Files)); d != "" {
+		t.Error(d)
+	}
+	// transformers takes safetensors before pickles.
+	if d := cmp.Diff(base, paths(r.resolve(r.source, sources.Ref{Path: "org/mixed", Format: registry.FormatTransformersPT}).Files)); d != "" {
+		t.Error(d)
+	}
+	trusted := safetensors("org/mixed")
+	trusted.RemoteCode = true
+	if d := cmp.Diff(append([]string{"config.json"}, append(base[1:4:4], "modeling_tiny.py", "tokenizer.json", "tokenizer_config.json")...), paths(r.resolve(r.source, trusted).Files)); d != "" {
+		t.Error(d)
+	}
+	onnx := sources.Ref{Path: "org/mixed", Format: registry.FormatONNX}
+	snap := r.resolve(r.source, onnx)
+	if snap.Main != "onnx/model.onnx" {
+		t.Errorf("the ONNX model is %q of %v", snap.Main, paths(snap.Files))
+	}
+}
+
+// TestCost looks at a model of 70 billion parameters in 30 shards: names, sizes and headers as they are, and no weights.
+func TestCost(t *testing.T) {
+	r := newRig(t, hubtest.Options{})
+	files := map[string][]byte{
+		"config.json": []byte(`{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16", "hidden_size": 8192,
+			"num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "max_position_embeddings": 131072}`),
+		"tokenizer.json":         []byte(strings.Repeat(" ", 9<<20) + "{}"),
+		"tokenizer_config.json":  []byte(`{"chat_template": "` + strings.Repeat("x", 50000) + `"}`),
+		"generation_config.json": []byte(`{}`),
+	}
+	var index []string
+	total := 0
+	for shard := 1; shard <= 30; shard++ {
+		name := fmt.Sprintf("model-%05d-of-00030.safetensors", shard)
+		var tensors []sourcetest.STTensor
+		for i := range 24 {
+			tensor := fmt.Sprintf("model.layers.%d.self_attn_and_a_long_name.%d.weight", shard, i)
+			tensors = append(tensors, sourcetest.STTensor{Name: tensor, DType: "BF16", Shape: []int64{64, 512}, Data: make([]byte, 64*512*2)})
+			index = append(index, fmt.Sprintf("%q: %q", tensor, name))
+			total += 64 * 512 * 2
+		}
+		files[name] = sourcetest.Safetensors(tensors...)
+	}
+	files["model.safetensors.index.json"] = []byte(fmt.Sprintf(`{"metadata": {"total_size": %d}, "weight_map": {%s}}`, total, strings.Join(index, ", ")))
+	r.hub.Put(t, "org/big", files)
+	r.hub.Forget()
+	snap := r.resolve(r.source, safetensors("org/big"))
+	s := r.hub.Served()
+	t.Logf("%d requests, %d bytes of files", s.Requests, s.Bytes)
+	if s.Requests > 15 || s.Bytes > 1_000_000 || snap.Cost.Requests != s.Requests || snap.Cost.Bytes < s.Bytes || snap.Cost.Bytes > 1_000_000 {
+		t.Errorf("it took %d requests and %d bytes of files, and says %+v", s.Requests, s.Bytes, snap.Cost)
+	}
+	f := snap.Facts
+	if f.Parameters != int64(total/2) || f.WeightBytes != int64(total) || f.DType != "bf16" || f.Layers != 80 || f.KVHeads != 8 || !f.ChatTemplate || !f.Tokenizer {
+		t.Errorf("the facts are %+v", f)
+	}
+}
