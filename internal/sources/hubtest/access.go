@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -121,8 +120,8 @@ func (l *limits) take(w http.ResponseWriter, kind, visitor string, quota int) bo
 }
 
 func rateHeaders(header http.Header, kind string, remaining, reset, quota, window int) {
-	header.Set("RateLimit", fmt.Sprintf(`"%s";r=%d;t=%d`, kind, remaining, reset))
-	header.Set("RateLimit-Policy", fmt.Sprintf(`"fixed window";"%s";q=%d;w=%s`, kind, quota, strconv.Itoa(window)))
+	header.Set("RateLimit", fmt.Sprintf(`%q;r=%d;t=%d`, kind, remaining, reset))
+	header.Set("RateLimit-Policy", fmt.Sprintf(`"fixed window";%q;q=%d;w=%d`, kind, quota, window))
 }
 
 var tooMany = &refusal{http.StatusTooManyRequests, "", "We had to rate limit you. To continue using our service, create a HF account or login to your existing account, and make sure you pass a HF_TOKEN if you're using the API."}

@@ -105,7 +105,7 @@ type faults struct {
 }
 
 func (f *faults) seed(seed uint64) {
-	f.rng = rand.New(rand.NewPCG(seed, 0x6875627465737421)) //nolint:gosec // reproducible on purpose
+	f.rng = rand.New(rand.NewPCG(seed, 0x6875627465737421))
 }
 
 // pick returns the fault of one of these kinds that is to be done to a request, nil for none.
