@@ -101,11 +101,16 @@ const (
 	damaged     = registry.FailureCorruptFile
 )
 
+// graph is an ONNX model whose four parameters lie in another file.
+func graph(location string) []byte {
+	return sourcetest.ONNX(sourcetest.ONNXTensor{Name: "a", DType: 10, Dims: []uint64{4}, Location: location, Data: make([]byte, 8)})
+}
+
 func TestAFileItself(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, map[string][]byte{"a.gguf": sourcetest.TinyGGUF(1), "b.gguf": sourcetest.TinyGGUF(2), "blob": sourcetest.TinyGGUF(3)})
 	write(t, dir, sourcetest.SplitGGUF("split", 1))
-	write(t, dir, map[string][]byte{"st/config.json": []byte("{}"), "m.safetensors": {1}, "m.onnx": []byte("\x08\x07"), "m.onnx_data": make([]byte, 10)})
+	write(t, dir, map[string][]byte{"st/config.json": []byte("{}"), "m.safetensors": {1}, "m.onnx": graph("m.onnx_data"), "m.onnx_data": make([]byte, 10)})
 
 	s, err := resolve(t, filepath.Join(dir, "a.gguf"), gguf)
 	check(t, err)
@@ -126,7 +131,7 @@ func TestAFileItself(t *testing.T) {
 	}
 	s, err = resolve(t, filepath.Join(dir, "m.onnx"), registry.FormatONNX)
 	check(t, err)
-	if s.Main != "m.onnx" || len(s.Files) != 2 || s.Facts.WeightBytes != 12 {
+	if s.Main != "m.onnx" || len(s.Files) != 2 || s.Facts.WeightBytes != 8 || s.Facts.Parameters != 4 || s.Facts.DType != "f16" {
 		t.Errorf("got %+v", s)
 	}
 	_, err = resolve(t, filepath.Join(dir, "m.safetensors"), safetensors)
@@ -175,12 +180,21 @@ func TestChoosingAmongGGUF(t *testing.T) {
 
 func TestONNXFolder(t *testing.T) {
 	dir := t.TempDir()
-	write(t, dir, map[string][]byte{"onnx/model.onnx": []byte("\x08\x07rest"), "onnx/model.onnx_data": make([]byte, 100), "config.json": []byte(sourcetest.LlamaConfig), "vocab.txt": []byte("a")})
+	write(t, dir, map[string][]byte{"onnx/model.onnx": graph("data/weights"), "onnx/data/weights": make([]byte, 8), "config.json": []byte(sourcetest.LlamaConfig), "vocab.txt": []byte("a")})
 	s, err := resolve(t, dir, registry.FormatONNX)
 	check(t, err)
-	if s.Main != "onnx/model.onnx" || s.Facts.WeightBytes != 106 || s.Facts.Layers != 2 || !s.Facts.Tokenizer || len(s.Files) != 4 {
+	if s.Main != "onnx/model.onnx" || s.Facts.WeightBytes != 8 || s.Facts.Layers != 2 || !s.Facts.Tokenizer || len(s.Files) != 4 {
 		t.Errorf("got %+v", s)
 	}
+	write(t, dir, map[string][]byte{"onnx/data/weights": make([]byte, 7)})
+	_, err = resolve(t, dir, registry.FormatONNX)
+	refused(t, err, registry.CodeLoadingFailed, damaged, "onnx/data/weights", "needs 8 bytes", "has 7")
+	check(t, os.Remove(filepath.Join(dir, "onnx", "data", "weights")))
+	_, err = resolve(t, dir, registry.FormatONNX)
+	refused(t, err, registry.CodeLoadingFailed, missing, "onnx/data/weights", "1 are not here")
+	write(t, dir, map[string][]byte{"onnx/model.onnx": graph("../data/weights"), "data/weights": make([]byte, 8)})
+	_, err = resolve(t, dir, registry.FormatONNX)
+	refused(t, err, registry.CodeInvalid, none, "../data/weights", "not below")
 	write(t, dir, map[string][]byte{"onnx/model_q4.onnx": []byte("\x08\x07rest")})
 	_, err = resolve(t, dir, registry.FormatONNX)
 	refused(t, err, registry.CodeInvalid, none, "2 ONNX models", "model_q4.onnx")

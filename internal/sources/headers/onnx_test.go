@@ -1,0 +1,130 @@
+package headers_test
+
+import (
+	"bytes"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+	"github.com/industriverse/llmmodelmanager/internal/sources/headers"
+	"github.com/industriverse/llmmodelmanager/internal/sources/sourcetest"
+)
+
+func scanONNX(b []byte) (headers.ONNX, error) {
+	return headers.ScanONNX(bytes.NewReader(b), int64(len(b)))
+}
+
+func TestONNX(t *testing.T) {
+	weights := []sourcetest.ONNXTensor{
+		{Name: "a", DType: 10, Dims: []uint64{64, 64}, Location: "model.onnx_data", Data: make([]byte, 8192)},
+		{Name: "b", DType: 10, Dims: []uint64{64, 64}, Location: "./weights/b.bin", Data: make([]byte, 8192)},
+		{Name: "c", DType: 1, Dims: []uint64{300, 1000}, Data: make([]byte, 1_200_000)}, // longer than what is read at once
+		{Name: "d", DType: 22, Dims: []uint64{64, 64}, Location: "model.onnx_data"},
+		{Name: "scalar", DType: 7, Data: make([]byte, 8)},
+	}
+	whole := sourcetest.ONNX(weights...)
+	got, err := scanONNX(whole)
+	want := headers.ONNX{External: []registry.File{{Path: "model.onnx_data", Size: 8192}, {Path: "weights/b.bin", Size: 8192}}, Parameters: 3*4096 + 300_000 + 1, Bytes: 2*8192 + 2048 + 1_200_000 + 8, DType: "f32"}
+	if d := cmp.Diff(want, got); err != nil || d != "" {
+		t.Errorf("%v\n%s", err, d)
+	}
+	// In the attribute of a node, in a graph within a node, and in a sparse tensor.
+	tensor := func(location string) []byte {
+		entry := sourcetest.ProtoBytes(sourcetest.ProtoBytes(nil, 1, []byte("location")), 2, []byte(location))
+		return sourcetest.ProtoNumber(sourcetest.ProtoBytes(sourcetest.ProtoNumber(nil, 2, 1), 13, entry), 14, 1)
+	}
+	node := func(attribute []byte) []byte {
+		return sourcetest.ProtoBytes(nil, 1, sourcetest.ProtoBytes(nil, 5, attribute))
+	}
+	inner := sourcetest.ProtoBytes(nil, 5, tensor("of a graph within"))
+	graph := node(sourcetest.ProtoBytes(nil, 5, tensor("of a node")))
+	graph = append(graph, node(sourcetest.ProtoBytes(nil, 6, inner))...)
+	graph = sourcetest.ProtoBytes(graph, 15, sourcetest.ProtoBytes(nil, 1, tensor("of a sparse tensor")))
+	got, err = scanONNX(sourcetest.ProtoBytes(sourcetest.ProtoNumber(nil, 1, 8), 7, graph))
+	if d := cmp.Diff([]registry.File{{Path: "of a graph within"}, {Path: "of a node"}, {Path: "of a sparse tensor"}}, got.External); err != nil || d != "" {
+		t.Errorf("%v\n%s", err, d)
+	}
+	small := sourcetest.ONNX(weights[0], weights[4])
+	for n := range len(small) {
+		if _, err := scanONNX(small[:n]); err == nil {
+			t.Fatalf("%d of %d bytes were taken for the whole", n, len(small))
+		}
+	}
+}
+
+func TestONNXHostile(t *testing.T) {
+	at := func(location string) []byte {
+		return sourcetest.ONNX(sourcetest.ONNXTensor{Name: "a", DType: 1, Dims: []uint64{1}, Location: location})
+	}
+	deep := sourcetest.ProtoBytes(nil, 2, []byte("x"))
+	for range 40 {
+		deep = sourcetest.ProtoBytes(nil, 1, sourcetest.ProtoBytes(nil, 5, sourcetest.ProtoBytes(nil, 6, deep)))
+	}
+	model := func(graph []byte) []byte { return sourcetest.ProtoBytes(sourcetest.ProtoNumber(nil, 1, 8), 7, graph) }
+	lies := append([]byte{8, 8, 7<<3 | 2}, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1)
+	for name, tt := range map[string]struct {
+		file  []byte
+		words string
+	}{
+		"a location that leads out":   {at("../../etc/passwd"), "not below the model's folder"},
+		"an absolute location":        {at("/etc/passwd"), "not below"},
+		"a location with backslashes": {at(`..\secret`), "not below"},
+		"a location of dots":          {at("."), "not below"},
+		"no location":                 {at(""), ""},
+		"a location that is long":     {at(string(bytes.Repeat([]byte("x"), 5000))), "no path is so long"},
+		"a length of 2^64 - 1":        {lies, "half copied"},
+		"graphs within graphs":        {model(deep), "nested more than"},
+		"a shape that overflows":      {sourcetest.ONNX(sourcetest.ONNXTensor{DType: 1, Dims: []uint64{1 << 40, 1 << 40}}), "larger than any file"},
+		"10,000 dimensions":           {sourcetest.ONNX(sourcetest.ONNXTensor{DType: 1, Dims: make([]uint64, 10_000)}), "dimensions"},
+		"a number that never ends":    {append([]byte{8, 8}, bytes.Repeat([]byte{0xff}, 100)...), "10 bytes"},
+		"a group":                     {[]byte{8, 8, 3<<3 | 3}, "unknown kind"},
+		"a field without a number":    {[]byte{8, 8, 2, 0}, "without a number"},
+		"no graph":                    {[]byte{8, 8}, "no graph"},
+		"a part longer than its own":  {model([]byte{5<<3 | 2, 2, 2 << 3, 0xff, 1}), "longer than it says"},
+		"an offset of 2^63 - 1": {sourcetest.ProtoBytes(nil, 7, sourcetest.ProtoBytes(nil, 5, sourcetest.ProtoBytes(sourcetest.ProtoBytes(nil, 13, []byte("\x0a\x08location\x12\x01x")), 13,
+			[]byte("\x0a\x06offset\x12\x139223372036854775807")))), "no file is so large"},
+		"a Git LFS pointer": {[]byte("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"},
+		"empty":             {nil, "empty"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := scanONNX(tt.file)
+			if tt.words == "" {
+				if err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if code := registry.CodeOf(err); code != registry.CodeInvalid && code != registry.CodeLoadingFailed {
+				t.Fatalf("got %v", err)
+			}
+			words(t, err, tt.words)
+		})
+	}
+	// A graph of millions of empty parts ends in time, too.
+	if _, err := scanONNX(model(bytes.Repeat([]byte{1<<3 | 2, 0}, 10<<20))); registry.CodeOf(err) != registry.CodeLoadingFailed {
+		t.Errorf("got %v", err)
+	}
+}
+
+// FuzzONNX: whatever the bytes, no panic, no name that leads out, and sums that make sense.
+func FuzzONNX(f *testing.F) {
+	f.Add(sourcetest.ONNX(sourcetest.ONNXTensor{Name: "a", DType: 10, Dims: []uint64{4, 4}, Location: "x.onnx_data"}, sourcetest.ONNXTensor{Name: "b", DType: 1, Dims: []uint64{2}, Data: make([]byte, 8)}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got, err := scanONNX(b)
+		if err != nil {
+			if registry.CodeOf(err) == registry.CodeInternal {
+				t.Fatalf("an error without a code: %v", err)
+			}
+			return
+		}
+		for _, f := range got.External {
+			if name := f.Path; f.Size < 0 || name == "" || name[0] == '/' || name == ".." || len(name) > 2 && name[:3] == "../" {
+				t.Fatalf("the location %q leads out", name)
+			}
+		}
+		if got.Parameters < 0 || got.Bytes < 0 {
+			t.Fatalf("senseless: %+v", got)
+		}
+	})
+}
