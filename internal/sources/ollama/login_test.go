@@ -122,6 +122,9 @@ func TestBasicLogin(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	// It is on this disk now, and still not for who has no password.
+	_, _, err = bring(t, s, m)
+	wantGated(t, err, "username")
 	logins := reg.StorageLogins()
 	if len(logins) == 0 || strings.Join(logins, "") != "" {
 		t.Errorf("the storage was asked with the logins %q", logins)

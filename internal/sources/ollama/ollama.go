@@ -12,6 +12,7 @@ package ollama
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -173,13 +174,13 @@ func read(ref sources.Ref) (Name, credentials, []registry.FieldError) {
 type look struct {
 	name     Name
 	creds    credentials
-	session  *session // nil when the network was not needed or not allowed
+	session  *session // nil when the registry may not be spoken to
 	manifest *manifest
 	notes    []string
 }
 
-// look finds the manifest of a reference: in its registry, or on this disk where the registry cannot say or the name
-// itself says which.
+// look finds the manifest of a reference: in its registry, or on this disk where the registry cannot say. The registry is
+// asked even for a name with a digest that is here, as it knows who may read the model.
 func (s *Source) look(ctx context.Context, ref sources.Ref) (*look, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -192,12 +193,6 @@ func (s *Source) look(ctx context.Context, ref sources.Ref) (*look, error) {
 		return nil, cloudOnly(name)
 	}
 	l := &look{name: name, creds: creds}
-	if name.Digest != "" {
-		if m := s.pinned(name); m != nil && s.complete(m) {
-			l.manifest = m
-			return l, nil
-		}
-	}
 	var err error
 	if l.session, err = s.open(name, creds); err == nil {
 		l.manifest, err = l.session.manifest(ctx, name.reference())
@@ -209,8 +204,16 @@ func (s *Source) look(ctx context.Context, ref sources.Ref) (*look, error) {
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	// Whoever made a model here, or pulled it before the network went away, goes on with it.
+	// Whoever made a model here, or pulled it before the network went away, goes on with it. Not so who is refused: what one
+	// team fetched with its password is not given to another without.
+	var e *registry.Error
+	if errors.As(err, &e) && e.Failure != nil && e.Failure.Kind == registry.FailureGated {
+		return nil, err
+	}
 	m, diskErr := s.stored(name)
+	if name.Digest != "" {
+		m, diskErr = s.pinned(name), nil
+	}
 	if diskErr != nil || m == nil || !s.complete(m) {
 		return nil, err
 	}

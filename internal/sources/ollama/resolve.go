@@ -18,8 +18,8 @@ import (
 )
 
 // Resolve finds the manifest that the name stands for now and reads the header of the weights, by ranges where they are not
-// on this disk. The revision is the manifest's digest. A name with a digest whose blobs are all here is answered
-// without the network; so is any other name when its registry cannot be asked, which a note says.
+// on this disk. The revision is the manifest's digest. A model that is whole on this disk is found also when its
+// registry cannot be asked, or does not have it, which a note says.
 //
 // Errors: CodeNotFound (no such model, or no such tag); CodeInvalid (no name, another format); CodeUnsupported (cloud only,
 // safetensors tensors, no model of Ollama's, needs a newer Ollama); CodeForbidden (no encryption, or a private address,
