@@ -30,6 +30,9 @@ func Some(names []string) string {
 
 // Mismatch says that files hold no model of the format, what they hold instead, and what to do.
 func Mismatch(files []registry.File, format registry.Format) error {
+	if err := otherKind(files); err != nil {
+		return err
+	}
 	held := Holds(files)
 	if len(held) == 0 {
 		if len(files) == 0 {
@@ -89,10 +92,59 @@ func FormatOf(name string) registry.Format {
 	return ""
 }
 
-// nothing says what the folder holds instead of weights in the format.
-func (d *folder) nothing(format registry.Format) error {
-	if _, ok := d.size["adapter_config.json"]; ok {
+// otherKind says what files are that are no model as engines here load it, nil when it cannot tell.
+func otherKind(files []registry.File) error {
+	top := map[string]bool{}
+	consolidated, foreign, unfinished := "", "", ""
+	for _, f := range files {
+		name := strings.ToLower(f.Path)
+		if strings.Contains(name, "/") {
+			continue
+		}
+		top[name] = true
+		switch {
+		case strings.HasPrefix(name, "consolidated"):
+			consolidated = f.Path
+		case foreignWeights[path.Ext(name)] != "":
+			foreign = f.Path
+		case slices.Contains([]string{".part", ".incomplete", ".crdownload", ".aria2", ".download"}, path.Ext(name)):
+			unfinished = f.Path
+		}
+	}
+	switch {
+	case top["adapter_config.json"]:
 		return invalid("the folder holds an adapter (LoRA), not a model; merge it into its base model first")
+	case top["model_index.json"]:
+		return invalid("the folder holds a pipeline of the diffusers library (model_index.json), which makes images; no engine here runs it")
+	case consolidated != "" && top["params.json"] && strings.HasSuffix(strings.ToLower(consolidated), ".pth"):
+		return invalid("the folder holds weights in Meta's own format (%s, params.json); convert them with transformers' convert_llama_weights_to_hf, or take a repository in the format of transformers", clean(consolidated))
+	case consolidated != "" && !top["config.json"]:
+		return invalid("the folder holds weights in Mistral's own format (%s), without the config.json and model-*.safetensors that engines load; take these from the same repository", clean(consolidated))
+	case foreign != "" && len(Holds(files)) == 0:
+		return invalid("the folder holds weights of %s (%s), which no engine here loads; convert them to safetensors", foreignWeights[path.Ext(strings.ToLower(foreign))], clean(foreign))
+	case unfinished != "" && len(Holds(files)) == 0:
+		return Missing("Finish the download, or correct source_path", "the folder holds only an unfinished download (%s)", clean(unfinished))
+	}
+	return nil
+}
+
+// foreignWeights are the ends of files of weights of other libraries.
+var foreignWeights = map[string]string{
+	".h5": "TensorFlow", ".msgpack": "Flax", ".ot": "rust-bert", ".tflite": "TensorFlow Lite", ".mlmodel": "Core ML", ".nemo": "NeMo",
+	".ckpt": "a training's checkpoint", ".pdparams": "PaddlePaddle", ".npz": "NumPy", ".engine": "TensorRT",
+}
+
+// nothing says what the folder holds instead of weights in the format. An adapter's own configuration names its base.
+func (d *folder) nothing(format registry.Format) error {
+	if d.has("adapter_config.json") {
+		var adapter struct {
+			Base any `json:"base_model_name_or_path"`
+		}
+		if err := d.json("adapter_config.json", maxConfig, &adapter); err == nil {
+			if base, _ := adapter.Base.(string); clean(base) != "" {
+				return invalid("the folder holds an adapter (LoRA) for %s, not a model; merge it into that model first", clean(base))
+			}
+		}
 	}
 	return Mismatch(d.all, format)
 }
