@@ -34,7 +34,7 @@ func main() {
 	flag.StringVar(&b.dir, "dir", "", "`folder` for registries and logs, kept at the end; a temporary one if not given")
 	flag.IntVar(&b.fetchMB, "fetch-mb", 2000, "megabytes of shards that are fetched")
 	flag.IntVar(&b.fetchRounds, "fetch-rounds", 5, "how often each client fetches them")
-	flag.StringVar(&b.fetchOnly, "fetch-only", "", "`part` of a name: fetch only in the weathers that have it: as fast, edges, fail")
+	flag.StringVar(&b.fetchOnly, "fetch-only", "", "`part` of a name: fetch only in the weathers that have it: as fast, Xet, edges, fail")
 	only := flag.String("only", "", "comma-separated `groups` to measure: "+strings.Join(groupNames(), ", "))
 	flag.Parse()
 	if flag.Arg(0) == asFetcher {

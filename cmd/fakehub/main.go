@@ -99,6 +99,7 @@ func parse(args []string, out io.Writer) (settings, error) {
 		}
 		return nil
 	})
+	f.BoolVar(&s.options.Xet, "xet", false, "offer large files by Xet, too; the Python client then takes them that way")
 	f.Float64Var(&s.share, "fail-rate", 0, "`share` of the requests for files that fail, 0 to 1: a third with 429, a third with 503, a third cut off on the way")
 	f.Func("fault", "a `fault` as JSON, or a list of them; may be repeated", func(v string) error {
 		var list []hubtest.Fault

@@ -85,7 +85,7 @@ func (h *Hub) route(p *reply, segments []string) {
 }
 
 // actions are what may follow an id; an id without an organisation is told by them.
-var actions = []string{"revision", "tree", "refs", "paths-info", "auth-check", "resolve"}
+var actions = []string{"revision", "tree", "refs", "paths-info", "auth-check", "resolve", "xet-read-token"}
 
 // cut takes the id at segments[at:] off.
 func cut(segments []string, at int) (id string, rest []string, ok bool) {
@@ -196,6 +196,15 @@ func (h *Hub) models(p *reply, segments []string) {
 		say(p, http.StatusOK, "text/plain; charset=utf-8", "OK")
 		return
 	}
+	if len(rest) == 2 && rest[0] == "xet-read-token" && h.o.Xet {
+		user, _ := h.visitor(p.r)
+		if fail := mayRead(id, h.settingsOf(r), user); fail != nil {
+			fail.write(p, true)
+			return
+		}
+		h.xetToken(p, id)
+		return
+	}
 	c, fail := h.revision(r, revision)
 	if fail != nil {
 		fail.write(p, true)
@@ -275,6 +284,9 @@ func (h *Hub) entry(p *reply, f *file, expand bool, c *commit) map[string]any {
 	e := map[string]any{"type": "file", "oid": f.oid, "size": f.size, "path": f.path}
 	if f.lfs() {
 		e["lfs"] = map[string]any{"oid": h.toldIn(p, f), "size": f.size, "pointerSize": f.ptr}
+	}
+	if f.lfs() && h.o.Xet {
+		e["xetHash"] = xetHash(f.sha)
 	}
 	if expand {
 		e["lastCommit"] = map[string]any{"id": c.sha, "title": c.title, "date": stamp(c.at)}

@@ -46,6 +46,10 @@ type Options struct {
 	ResolveQuota int
 	Window       time.Duration // 0 is five minutes
 
+	// Xet offers large files by Xet, too, as the Hub does, and the Python client then takes them that way. Without it
+	// they come by plain HTTP only.
+	Xet bool
+
 	// Edges are the rates, in bytes per second, that the connections of the second host are capped to, in turn; 0 is
 	// uncapped. None means that no connection is capped.
 	Edges []int64
@@ -74,6 +78,7 @@ type Hub struct {
 	limits  limits
 	edges   edges
 	digests digests
+	packing sync.Map // func() (*file, error) by the xorb's place on disk
 
 	mu    sync.Mutex
 	repos map[string]*repository // by id

@@ -49,7 +49,7 @@ type repository struct {
 	put      map[string]bool // branches that were put: no folder replaces them
 	tags     map[string]string
 	commits  map[string]*commit
-	objects  map[string]*file // large files by their SHA-256
+	objects  map[string]*file // large files by their SHA-256, and by their name in Xet
 }
 
 var idForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$`)
@@ -126,6 +126,11 @@ func (h *Hub) Warm() (int64, error) {
 		}
 		if err := h.refresh(r); err != nil {
 			return 0, fmt.Errorf("%s: %w", id, err)
+		}
+		if h.o.Xet {
+			if err := h.packAll(r); err != nil {
+				return 0, fmt.Errorf("%s: %w", id, err)
+			}
 		}
 		r.mu.Lock()
 		for _, c := range r.branches {
@@ -258,7 +263,7 @@ func (r *repository) point(branch string, c *commit) {
 	r.branches[branch] = r.commits[c.sha]
 	for _, f := range r.branches[branch].files {
 		if f.lfs() {
-			r.objects[f.sha] = f
+			r.objects[f.sha], r.objects[xetHash(f.sha)] = f, f
 		}
 	}
 }

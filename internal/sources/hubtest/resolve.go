@@ -39,6 +39,7 @@ func (h *Hub) resolve(p *reply, id, revision, name string) {
 	p.Header().Set("X-Linked-ETag", `"`+h.told(p, f)+`"`)
 	p.Header().Set("Accept-Ranges", "bytes")
 	p.Header().Set("Content-Disposition", disposition(f.path))
+	h.offerXet(p.Header(), id, c.sha, f)
 	var to string
 	status := http.StatusTemporaryRedirect
 	if f.lfs() {
@@ -172,6 +173,9 @@ func (h *Hub) cdnHandler() http.Handler {
 		q := h.served.begin(r, true, h.o.Now())
 		defer h.served.end(q)
 		p := &reply{ResponseWriter: w, hub: h, r: r, q: q}
+		if h.o.Xet && h.xet(p) {
+			return
+		}
 		parts := strings.Split(strings.TrimPrefix(r.URL.Path, "/repos/"), "/")
 		id, sha := strings.Join(parts[:len(parts)-1], "/"), parts[len(parts)-1]
 		f := h.object(id, sha)
