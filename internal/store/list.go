@@ -162,7 +162,7 @@ const countedHits = 1000
 
 // search returns the keys of the page that q asks for, whether there are more after it, how many match in all, unless
 // q.NoTotal, and whether that count was given up.
-func (v *version) search(q ListQuery) (keys []string, more bool, total int, capped bool) {
+func (v *version) search(q ListQuery) (keys []string, more bool, hits int, capped bool) {
 	f, possible := v.filter(q)
 	if !possible {
 		return nil, false, 0, false
@@ -174,6 +174,7 @@ func (v *version) search(q ListQuery) (keys []string, more bool, total int, capp
 	case len(f.words) > 0:
 		enough = countedHits
 	}
+	total, everything := 0, f.asksNothing()
 	after, first := fold(q.After), 0
 	if after != "" {
 		// The page begins in the last block whose first key is not after it.
@@ -192,15 +193,18 @@ func (v *version) search(q ListQuery) (keys []string, more bool, total int, capp
 					more = true
 				}
 			})
-		case total <= enough: // one more than enough shows that it is not all
-			total += b.count(f)
+		case total <= enough && !everything: // one more than enough shows that it is not all
+			b.each(f, func(int) { total++ })
 		}
-		if more && total > enough {
+		if more && (total > enough || everything) {
 			break
 		}
 	}
-	if q.NoTotal {
+	switch {
+	case q.NoTotal:
 		return keys, more, 0, false
+	case everything:
+		return keys, more, v.count, false
 	}
 	return keys, more, min(total, enough), total > enough
 }
@@ -254,13 +258,9 @@ func (f *filter) match(b *block, i int) bool {
 		(f.teams == nil || f.teams[b.team[i]])
 }
 
-// count returns how many models of the block pass the filter.
-func (b *block) count(f *filter) (n int) {
-	if len(f.words) == 0 && f.status == 0 && f.source == 0 && f.teams == nil {
-		return b.len()
-	}
-	b.each(f, func(int) { n++ })
-	return n
+// asksNothing reports whether every model passes the filter.
+func (f *filter) asksNothing() bool {
+	return len(f.words) == 0 && f.status == 0 && f.source == 0 && f.teams == nil
 }
 
 // each calls fn with every model of the block that passes the filter, in order.
