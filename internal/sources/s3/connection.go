@@ -16,6 +16,7 @@ import (
 	"github.com/minio/minio-go/v7/pkg/s3utils"
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
+	"github.com/industriverse/llmmodelmanager/internal/sources/fetch"
 )
 
 // connection is the way to one bucket for one look or one fetch.
@@ -63,6 +64,12 @@ func (s *Source) connect(set settings) (*connection, error) {
 		c.creds = credentials.NewStatic("", "", "", credentials.SignatureAnonymous)
 	default:
 		c.creds = s.env.credentials(set.profile, c.amazon())
+		if set.profile != "" {
+			if _, err := c.creds.GetWithContext(&credentials.CredContext{Client: http.DefaultClient}); err != nil {
+				return nil, &registry.Error{Code: registry.CodeInvalid, Op: "s3", Msg: "the object store cannot be asked", Fields: []registry.FieldError{{Field: "custom_loader_params." + paramProfile,
+					Msg: fmt.Sprintf("is %q, which gives no credentials on this server: %s. It is looked for in ~/.aws of the server's user", clip(set.profile), printable(clip(err.Error())))}}}
+			}
+		}
 	}
 	transport := s.trusted
 	if c.stranger && !s.allowPrivate {
@@ -218,9 +225,15 @@ func (c *connection) payer(o *minio.GetObjectOptions) {
 	}
 }
 
-// counter counts what a connection took of the network.
+// counter counts what a connection took of the network, and remembers until when the service asked for patience: the
+// client's errors do not carry the header that says it.
 type counter struct {
-	requests, bytes atomic.Int64
+	requests, bytes, until atomic.Int64
+}
+
+// hint returns how long the service asks to wait; 0 when it does not.
+func (c *counter) hint(now time.Time) time.Duration {
+	return max(time.UnixMilli(c.until.Load()).Sub(now), 0)
 }
 
 // counting is a RoundTripper that counts. Only bodies count as bytes: headers are a few hundred for each request.
@@ -232,6 +245,16 @@ type counting struct {
 func (t *counting) RoundTrip(r *http.Request) (*http.Response, error) {
 	t.count.requests.Add(1)
 	resp, err := t.next.RoundTrip(r)
+	if err == nil && (resp.StatusCode == http.StatusServiceUnavailable || resp.StatusCode == http.StatusTooManyRequests) {
+		if wait := fetch.Hint(resp.Header, time.Now()); wait > 0 {
+			t.count.until.Store(time.Now().Add(wait).UnixMilli())
+		}
+	}
+	if err == nil && resp.StatusCode < 300 && r.URL.Query().Has("list-type") && strings.HasPrefix(strings.ToLower(resp.Header.Get("Content-Type")), "text/html") {
+		// The client would read an empty listing out of it.
+		resp.Body.Close()
+		return nil, &registry.Error{Code: registry.CodeUnavailable, Op: "s3", Msg: fmt.Sprintf("%s://%s answers with a web page and no listing; endpoint_url must be the address of the S3 service, not of its console or of a proxy that asks to sign in", r.URL.Scheme, r.URL.Host)}
+	}
 	if err == nil && resp.Body != nil {
 		resp.Body = &countedBody{ReadCloser: resp.Body, count: t.count}
 	}

@@ -27,6 +27,9 @@ func (c *connection) explain(err error, key string, retry bool) error {
 	var own *registry.Error
 	var again *fetch.RetryError
 	switch {
+	case errors.As(err, &own) && own.Op == "fetch" && c.stranger: // the guard of the transport
+		return &registry.Error{Code: registry.CodeInvalid, Op: "s3", Msg: "the object store was not asked", Fields: []registry.FieldError{{Field: "custom_loader_params." + paramEndpoint,
+			Msg: fmt.Sprintf("is %s, an address of this machine or of a private network, to which a model may not send the server. If that is meant to be, an admin sets AWS_ENDPOINT_URL to it or starts the server with --s3-allow-private", c.host())}}}
 	case err == nil, errors.As(err, &own), errors.As(err, &again):
 		return err
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
@@ -40,14 +43,15 @@ func (c *connection) explain(err error, key string, retry bool) error {
 	if !errors.As(err, &answer) {
 		out, passes := c.network(err)
 		if retry && passes {
-			return &fetch.RetryError{Err: out}
+			return fetch.Transient(c.at.Host, err) // a network that is gone is waited for
 		}
 		return out
 	}
 	if transient(answer) {
 		out := c.fail(registry.CodeUnavailable, "%s answers %s for %s; it is overloaded or being repaired: wait a little and try again", c.host(), c.said(answer), what)
+		out.RetryAfter = c.count.hint(c.now())
 		if retry {
-			return &fetch.RetryError{Err: out, Slower: slower(answer)}
+			return &fetch.RetryError{Err: out, After: c.count.hint(c.now()), Slower: slower(answer)}
 		}
 		return out
 	}

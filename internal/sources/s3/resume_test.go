@@ -118,7 +118,7 @@ func TestResumeAfterKill(t *testing.T) {
 // TestTwoProcesses fetches the same revision in two processes at once.
 func TestTwoProcesses(t *testing.T) {
 	r := newRig(t)
-	content := bigGGUF(32<<20, 1)
+	content := bigGGUF(64<<20, 1)
 	r.put(t, "m", map[string][]byte{"big.gguf": content})
 	ref := r.ref("m", registry.FormatGGUF)
 	order, err := json.Marshal(childOrder{Dir: r.dir, Ref: ref, KillAt: 1 << 60})
@@ -136,7 +136,8 @@ func TestTwoProcesses(t *testing.T) {
 	if got, err := os.ReadFile(a.Path); err != nil || !bytes.Equal(got, content) {
 		t.Fatalf("not what was put: %v", err)
 	}
-	if n := r.proxy.Served() - before; n > int64(len(content))*3/2 {
+	// A part more, as what is on its way when a slow connection is replaced counts as served.
+	if n := r.proxy.Served() - before; n > int64(len(content))*8/5 {
 		t.Errorf("%d bytes were served for %d", n, len(content))
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -35,6 +36,7 @@ type Fault struct {
 	Header map[string]string
 	Before func()              // called before the server is asked
 	Body   func([]byte) []byte // changes the body of an answer with content
+	Type   string              // its Content-Type, with Body
 	Cut    bool                // end the connection in the middle of the body
 }
 
@@ -55,6 +57,7 @@ func (s *Server) Proxy(t testing.TB) *Proxy {
 		ModifyResponse: p.modify,
 		ErrorHandler:   func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
 		FlushInterval:  -1,
+		ErrorLog:       slog.NewLogLogger(slog.DiscardHandler, slog.LevelError), // faults are on purpose
 	}
 	front := httptest.NewServer(p.handler(forward))
 	t.Cleanup(front.Close)
@@ -119,6 +122,9 @@ func (p *Proxy) modify(resp *http.Response) error {
 	resp.Body = io.NopCloser(bytes.NewReader(b))
 	resp.ContentLength = int64(len(b))
 	resp.Header.Set("Content-Length", strconv.Itoa(len(b)))
+	if f.Type != "" {
+		resp.Header.Set("Content-Type", f.Type)
+	}
 	return nil
 }
 

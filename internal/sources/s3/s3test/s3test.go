@@ -5,11 +5,14 @@ package s3test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -111,7 +114,7 @@ func start(t testing.TB) (*Server, error) {
 	// next request.
 	s.Client, err = minio.New(at, &minio.Options{
 		Creds: credentials.NewStaticV4(AccessKey, SecretKey, ""), Region: Region, BucketLookup: minio.BucketLookupPath,
-		TrailingHeaders: true, Transport: &http.Transport{DisableKeepAlives: true},
+		Transport: &http.Transport{DisableKeepAlives: true},
 	})
 	return s, err
 }
@@ -171,6 +174,26 @@ func (s *Server) PutWith(t testing.TB, bucket, key string, content []byte, o min
 	t.Helper()
 	_, err := s.Client.PutObject(t.Context(), bucket, key, bytes.NewReader(content), int64(len(content)), o)
 	check(t, err)
+}
+
+// PutSummed uploads an object with its SHA-256, which the service then keeps and tells.
+func (s *Server) PutSummed(t testing.TB, bucket, key string, content []byte) {
+	t.Helper()
+	sum := sha256.Sum256(content)
+	header := http.Header{"X-Amz-Checksum-Sha256": {base64.StdEncoding.EncodeToString(sum[:])}}
+	u, err := s.Client.PresignHeader(t.Context(), http.MethodPut, bucket, key, patience, url.Values{}, header)
+	check(t, err)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, u.String(), bytes.NewReader(content))
+	check(t, err)
+	req.Header = header
+	req.Close = true
+	resp, err := http.DefaultClient.Do(req)
+	check(t, err)
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		b, _ := io.ReadAll(resp.Body)
+		t.Fatalf("the upload was answered %s: %s", resp.Status, b)
+	}
 }
 
 // Remove deletes every object whose key begins with prefix.
