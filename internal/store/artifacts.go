@@ -79,7 +79,8 @@ func (s *Store) Artifact(ctx context.Context, id string) (a registry.ModelArtifa
 // nothing is) and stores what it returns, all in one write. A model that is not registered is passed over, and so is
 // one for which change returns false.
 func (s *Store) UpdateArtifacts(ctx context.Context, ids []string, change func(registry.Record, registry.ModelArtifact) (registry.ModelArtifact, bool)) error {
-	return s.write(ctx, "store.UpdateArtifacts", func(tx *txn) error {
+	// Lazily: what is lost with the power is learned again from the source and from the disk.
+	return s.writeLazily(ctx, "store.UpdateArtifacts", func(tx *txn) error {
 		for _, id := range ids {
 			model, err := findModel(tx.DB, id)
 			if registry.CodeOf(err) == registry.CodeNotFound {
