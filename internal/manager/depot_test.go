@@ -31,6 +31,7 @@ type depot struct {
 	parts    map[string]int            // downloaded, by path
 	resolves map[string]int            // by path
 	params   map[string]map[string]any // that came last, by path
+	slow     time.Duration             // for each part
 }
 
 const depotParts = 8
@@ -138,6 +139,9 @@ func (d *depot) Fetch(ctx context.Context, s sources.Snapshot, report func(regis
 			case <-ctx.Done():
 				return art, ctx.Err()
 			}
+		}
+		if d.slow > 0 {
+			time.Sleep(d.slow) // a download takes time; nobody waits for it to be over by this
 		}
 		if ctx.Err() != nil {
 			return art, ctx.Err()

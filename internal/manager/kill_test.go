@@ -25,7 +25,8 @@ const (
 // wants and waits to be killed.
 func victim(dir string) int {
 	t := &victimTB{}
-	r := rigIn(t, dir, func(o *Options) { o.DrainTimeout = time.Hour })
+	var d *depot
+	r := rigIn(t, dir, func(o *Options) { withDepot(&d)(o); o.DrainTimeout = time.Hour })
 	r.start()
 	fast, hang := map[string]any{}, map[string]any{"fault": "hang_loading"}
 	pinned := func(m *registry.Model) { m.Pinned = true }
@@ -55,6 +56,20 @@ func victim(dir string) int {
 	r.state("stopping", registry.RuntimeStopping)
 	r.mustLoad("starting", LoadOptions{Actor: "ada"})
 	r.control("starting")
+	for _, id := range []string{"fetching", "paused"} {
+		gate := d.hold("org/" + id)
+		r.fetchable(id, "org/"+id)
+		op := r.mustFetch(id)
+		for range depotParts / 2 {
+			gate <- struct{}{}
+		}
+		r.during(op, registry.StageFetch, "moves", func(s registry.Stage) bool { return s.Done > 0 })
+		if id == "paused" {
+			if _, err := r.PauseOperation(r.ctx(), op.ID, "ada"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	fmt.Println(victimReady)
 	select {}
 }
@@ -152,7 +167,9 @@ func TestKilledServer(t *testing.T) {
 		}
 	})
 
-	r := rigIn(t, dir, nil)
+	var d *depot
+	r := rigIn(t, dir, withDepot(&d))
+	r.pausedAreFine = true
 	r.start()
 	defer r.close(false)
 	for _, id := range []string{"ready", "ready-pinned"} {
@@ -199,12 +216,31 @@ func TestKilledServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, op := range ops {
-		if !op.State.Final() && op.Subject != "dead-pinned" {
+		if !op.State.Final() && op.Subject != "dead-pinned" && op.Kind != registry.OperationFetch {
 			t.Errorf("an operation that never ends: %+v", op)
 		}
 		if op.Subject == "starting" && (op.State != registry.OperationFailed || op.Outcome == "" || op.Error == nil) {
 			t.Errorf("the load that was under way: %+v", op)
 		}
+	}
+	// A fetch goes on where it was, in the same operation; a paused one rests.
+	r.artifactIs("fetching", registry.ArtifactPresent)
+	if n := d.count(d.parts, "org/fetching"); n != depotParts/2 {
+		t.Errorf("%d parts were downloaded after the kill, want %d", n, depotParts/2)
+	}
+	for id, want := range map[string]registry.OperationState{"fetching": registry.OperationSucceeded, "paused": registry.OperationPaused} {
+		ops, _, err := r.Operations(r.ctx(), store.OperationQuery{Subject: id})
+		if err != nil || len(ops) != 1 {
+			t.Fatalf("%+v %v", ops, err)
+		}
+		if want.Final() {
+			r.end(ops[0], want)
+		} else if ops[0].State != want {
+			t.Errorf("%s: %+v", id, ops[0])
+		}
+	}
+	if n := d.count(d.fetches, "org/paused"); n != 0 {
+		t.Error("a paused fetch went on by itself")
 	}
 	// What was registered for that run only is gone, and a new one of its name is not loaded.
 	if _, err := r.Get(r.ctx(), "passing"); registry.CodeOf(err) != registry.CodeNotFound {

@@ -13,6 +13,7 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/loaders/fake"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
+	"github.com/industriverse/llmmodelmanager/internal/store"
 )
 
 // step is one thing that somebody does to one of the models, or waits for.
@@ -25,7 +26,7 @@ type step struct {
 var steps = rapid.Custom(func(t *rapid.T) step {
 	return step{
 		What: rapid.SampledFrom([]string{"load", "load", "load", "evict", "override", "reload", "unload", "cancel", "crash", "crash",
-			"use", "use", "release", "delete", "register", "plan", "list", "settle", "settle", "settle", "settle"}).Draw(t, "what"),
+			"use", "use", "release", "delete", "register", "plan", "list", "fetch", "fetch", "pause", "resume", "delete files", "settle", "settle", "settle", "settle"}).Draw(t, "what"),
 		Model: rapid.IntRange(0, 3).Draw(t, "model"), Which: rapid.IntRange(0, 7).Draw(t, "which"),
 	}
 })
@@ -54,9 +55,12 @@ func TestAnythingInAnyOrder(t *testing.T) {
 			t.Parallel()
 			script := scripts.Example(seed)
 			t.Logf("%+v", script)
+			var d *depot
 			r := newRig(t, func(o *Options) {
-				o.MaxStarts, o.MaxRestarts, o.DrainTimeout = 2, 1, 20*time.Millisecond
+				withDepot(&d)(o)
+				o.MaxStarts, o.MaxRestarts, o.DrainTimeout, o.MaxFetches = 2, 1, 20*time.Millisecond, 1
 			})
+			d.slow = time.Millisecond
 			r.hw.SetHost(registry.Host{RAMTotal: 100 << 20, RAMAvailable: 100 << 20, CPUs: 2})
 			w := &modelWorld{rig: r}
 			for i := range 4 {
@@ -110,6 +114,9 @@ func (w *modelWorld) register(i, shape int) {
 		m.CustomLoaderParams["step_ms"] = 5
 	case 7:
 		m.IdleTimeout = registry.Duration(20 * time.Millisecond)
+	}
+	if shape%2 == 1 { // two models at a time share what they fetch
+		m.SourceType, m.SourcePath = registry.SourceHuggingFace, fmt.Sprintf("org/%d", i/2)
 	}
 	_, _, err := w.Register(w.ctx(), m, PutOptions{Actor: "ada", Persist: true})
 	w.expect(err)
@@ -169,6 +176,23 @@ func (w *modelWorld) do(s step) {
 			w.mu.Lock()
 			w.leases = append(w.leases, l)
 			w.mu.Unlock()
+		}
+	case "fetch":
+		w.note(w.Fetch(ctx, id, FetchOptions{Actor: "ada"}))
+	case "pause", "resume":
+		steer := w.PauseOperation
+		if s.What == "resume" {
+			steer = w.ResumeOperation
+		}
+		if ops, _, err := w.Operations(ctx, store.OperationQuery{Subject: id, Kind: registry.OperationFetch, Limit: 1}); err != nil || len(ops) == 1 {
+			w.expect(err)
+			_, err := steer(ctx, ops[0].ID, "ada")
+			w.expect(err)
+		}
+	case "delete files":
+		_, err := w.DeleteStored(ctx, registry.SourceHuggingFace, fmt.Sprintf("org/%d", s.Model/2), "r1", "ada", "")
+		if registry.CodeOf(err) != registry.CodeConflict { // in use
+			w.expect(err)
 		}
 	case "release":
 		w.mu.Lock()
@@ -248,6 +272,30 @@ func (w *modelWorld) promised(instance string) bool {
 	return false
 }
 
+// endFetches cancels the model's fetches, paused ones included.
+func (w *modelWorld) endFetches(id string) {
+	ops, _, err := w.Operations(w.ctx(), store.OperationQuery{Subject: id, Kind: registry.OperationFetch, Limit: store.MaxLimit})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, op := range ops {
+		if !op.State.Final() {
+			_, err := w.CancelOperation(w.ctx(), op.ID, "ada")
+			w.expect(err)
+		}
+	}
+	v := w.peek(id)
+	if v == nil {
+		return
+	}
+	switch {
+	case v.fetching:
+		w.t.Errorf("%s is being fetched after all of that was cancelled", id)
+	case v.rt.State == registry.RuntimeStopped && (v.rt.Artifact == registry.ArtifactFetching || v.rt.Artifact == registry.ArtifactVerifying || v.rt.Artifact == registry.ArtifactResolving):
+		w.t.Errorf("nobody has the files of %s brought here, and they are %s", id, v.rt.Artifact)
+	}
+}
+
 // finish unloads everything and checks that all has ended.
 func (w *modelWorld) finish() {
 	for _, l := range w.leases {
@@ -258,6 +306,7 @@ func (w *modelWorld) finish() {
 		if _, err := w.store.Model(w.ctx(), id); registry.CodeOf(err) == registry.CodeNotFound {
 			continue
 		}
+		w.endFetches(id)
 		for {
 			op, _, err := w.Unload(w.ctx(), id, UnloadOptions{Actor: "ada"})
 			if err != nil {
@@ -291,5 +340,29 @@ func (w *modelWorld) finish() {
 	}
 	if rows := w.ledger.all(); len(rows) > 0 {
 		w.t.Errorf("promises are left: %+v", rows)
+	}
+	w.fetchesEnd()
+}
+
+// fetchesEnd waits until what nobody wants any more has let go.
+func (w *modelWorld) fetchesEnd() {
+	for {
+		w.fetches.mu.Lock()
+		var f *sharedFetch
+		for _, f = range w.fetches.byKey {
+			break
+		}
+		w.fetches.mu.Unlock()
+		if f == nil {
+			break
+		}
+		select {
+		case <-f.done:
+		case <-w.ctx().Done():
+			w.t.Fatal("a fetch that nobody waits for does not end")
+		}
+	}
+	if n := len(w.fetches.slots); n != 0 {
+		w.t.Errorf("%d places for downloads are held by nobody", n)
 	}
 }

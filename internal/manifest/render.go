@@ -304,7 +304,7 @@ func withoutSecrets(v any, path string) (any, []string) {
 		out := make(map[string]any, len(v))
 		for _, name := range slices.Sorted(maps.Keys(v)) {
 			sub := path + "." + keyText(name)
-			if s, text := v[name].(string); registry.IsSecretName(name) && (!text || !isReference(s)) {
+			if s, text := v[name].(string); registry.IsSecretName(name) && (!text || !registry.IsReference(s)) {
 				left = append(left, sub)
 				continue
 			}
@@ -329,5 +329,3 @@ func keyText(name string) string {
 	}
 	return doubleQuoted(name)
 }
-
-func isReference(s string) bool { return strings.HasPrefix(s, "${") && strings.HasSuffix(s, "}") }

@@ -47,7 +47,7 @@ func redactMap(in map[string]any) map[string]any {
 	for k, v := range in {
 		if IsSecretName(k) {
 			// A reference such as secret:hub or ${HF_TOKEN} names a secret and is none.
-			if s, ok := v.(string); !ok || !isReference(s) {
+			if s, ok := v.(string); !ok || !IsReference(s) {
 				out[k] = Redaction
 				continue
 			}
@@ -73,7 +73,9 @@ func redactValue(v any) any {
 
 var reference = regexp.MustCompile(`^(\$\{[A-Za-z_][A-Za-z0-9_]*\}|secret:[A-Za-z0-9][A-Za-z0-9._-]{0,63})$`)
 
-func isReference(s string) bool { return reference.MatchString(s) }
+// IsReference reports whether the value of a secret parameter names a secret, as secret:hub or ${HF_TOKEN} do, and so is
+// none itself.
+func IsReference(s string) bool { return reference.MatchString(s) }
 
 // secretPrefix is what a value begins with that names a stored secret.
 const secretPrefix = "secret:"
