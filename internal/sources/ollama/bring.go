@@ -40,7 +40,7 @@ func (s *Source) Fetch(ctx context.Context, snap sources.Snapshot, report func(r
 	if err != nil {
 		return registry.Artifact{}, err
 	}
-	defer func() { done() }()
+	defer done()
 
 	p := &progress{ctx: ctx, report: report, total: snap.Bytes}
 	// Ollama deletes blobs that no manifest names when it starts, and somebody may delete a model that shares some with this
@@ -64,14 +64,11 @@ func (s *Source) Fetch(ctx context.Context, snap sources.Snapshot, report func(r
 		}
 		s.log.Warn("A blob vanished while its model was fetched; it is fetched again", "model", name.String(), "blob", gone)
 	}
-	done() // before the note can be removed
-	done = func() {}
+	done() // before the note can be removed; once more does no harm
 	if err := s.forget(ctx, m.digest); err != nil {
 		return registry.Artifact{}, err
 	}
-	if err := p.verified(); err != nil {
-		return registry.Artifact{}, err
-	}
+	_ = p.verify(p.total) // there is nothing left to be cancelled
 	return registry.Artifact{
 		Path: filepath.Join(s.dir, snap.Main), Revision: snap.Revision, Files: snap.Files, Bytes: snap.Bytes,
 		Facts: snap.Facts, At: s.now().UTC(),
@@ -269,11 +266,6 @@ func (p *progress) fetched() error {
 		}
 	}
 	return p.verify(0)
-}
-
-func (p *progress) verified() error {
-	_ = p.verify(p.total) // there is nothing left to be cancelled
-	return nil
 }
 
 func (p *progress) verify(done int64) error {

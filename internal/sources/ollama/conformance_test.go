@@ -54,15 +54,13 @@ func ref(path string) sources.Ref {
 	return sources.Ref{Path: path, Revision: registry.DefaultRevision, Format: registry.FormatGGUF}
 }
 
-// front stands before a registry: it counts what passes, notes who asked with which login, and may answer itself.
+// front stands before a registry: it counts what passes, and may answer itself.
 type front struct {
 	*httptest.Server
 	host string
 
 	served  atomic.Int64 // bytes of bodies
 	mu      sync.Mutex
-	asked   []string // method and path
-	logins  []string // Authorization headers
 	replace func(w http.ResponseWriter, r *http.Request) bool
 }
 
@@ -72,8 +70,6 @@ func newFront(t *testing.T, host string) *front {
 	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: host})
 	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		f.mu.Lock()
-		f.asked = append(f.asked, r.Method+" "+r.URL.Path)
-		f.logins = append(f.logins, r.Header.Get("Authorization"))
 		replace := f.replace
 		f.mu.Unlock()
 		c := &counting{w, &f.served}
@@ -91,12 +87,6 @@ func (f *front) answer(how func(w http.ResponseWriter, r *http.Request) bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.replace = how
-}
-
-func (f *front) requests() []string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return append([]string(nil), f.asked...)
 }
 
 type counting struct {
