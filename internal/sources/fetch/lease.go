@@ -75,12 +75,12 @@ func (r *run) serve(l *lease) {
 
 // transfer carries a lease out.
 func (r *run) transfer(l *lease) error {
-	a, err := l.file.Remote.Open(l.ctx, l.pos, l.end)
+	a, err := l.file.Remote.Open(l.ctx, l.off, l.piece.end)
 	if err != nil {
 		return err
 	}
 	defer a.Body.Close()
-	if err := fits(a, l.pos, l.file.Size, l.file.Tag); err != nil {
+	if err := fits(a, l.off, l.file.Size, l.file.Tag); err != nil {
 		return err
 	}
 	if err := r.answered(l, a); err != nil {
@@ -204,7 +204,9 @@ func (r *run) flows() {
 		r.failures = 0
 		r.nudge()
 	}
-	r.why = ""
+	if !r.f.o.Now().Before(r.paused) { // these were under way when it began
+		r.why = ""
+	}
 }
 
 func (r *run) skip(l *lease, body io.Reader, buf []byte, n int64) error {
@@ -295,6 +297,9 @@ func (r *run) retry(l *lease, p piece, e *RetryError, now time.Time) {
 		r.failures++
 	}
 	wait := backoff(p.tries, e.After)
+	if e.After == 0 && !e.Slower && l.got.Load() >= minBlock {
+		wait = 0 // it is not the other side that must recover
+	}
 	if r.failures >= lostAfter {
 		wait = backoff(max(p.tries, r.failures-lostAfter+1), e.After)
 	}

@@ -264,12 +264,18 @@ func (r *run) free(f *file, now time.Time) (piece, bool) {
 }
 
 // leaseBytes returns how long a request should be: some seconds of a connection's time, so that the pause between two of
-// them does not count.
+// them does not count; and shorter towards the end, so that all connections end at about the same time.
 func (r *run) leaseBytes() int64 {
-	return min(max(int64(r.usual*8), r.f.tune.lease), r.f.tune.longest)
+	left := r.total - r.done
+	for _, l := range r.leases {
+		left -= l.end - l.pos
+	}
+	long := min(max(int64(r.usual*8), r.f.tune.lease), r.f.tune.longest)
+	return max(min(long, left/int64(2*r.pace.target)), min(4*r.f.block, r.f.tune.lease))
 }
 
-// steal halves the range of which most is left, for a connection that has nothing else to do.
+// steal halves the range that will take longest, for a connection that has nothing else to do. What the other side has
+// sent beyond the middle by the time it notices is lost, so it must be worth it.
 func (r *run) steal(now time.Time) (*file, piece) {
 	var victim *lease
 	var most time.Duration
@@ -282,13 +288,15 @@ func (r *run) steal(now time.Time) (*file, piece) {
 		if rate == 0 {
 			rate = r.usual
 		}
+		if rate == 0 {
+			rate = float64(l.got.Load()) / max(now.Sub(l.began).Seconds(), 1e-3)
+		}
 		eta := time.Duration(float64(left) / max(rate, 1) * float64(time.Second))
-		if eta > most && now.Sub(l.began) > 4*r.latency {
+		if eta > most && now.Sub(l.began) > max(rateEvery, 4*r.latency) {
 			victim, most = l, eta
 		}
 	}
-	// A new connection needs its time to begin, too.
-	if victim == nil || most < max(500*time.Millisecond, 4*r.latency) {
+	if victim == nil || most < max(r.f.tune.steal, 4*r.latency) {
 		return nil, piece{}
 	}
 	from := max(victim.fill, victim.pos)

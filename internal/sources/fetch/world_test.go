@@ -60,7 +60,7 @@ type hub struct {
 	client   *http.Client // of all remotes, as a source has one
 }
 
-func newHub(t testing.TB, files map[string][]byte) *hub {
+func newHub(t testing.TB, files map[string][]byte, options ...func(*hub)) *hub {
 	t.Helper()
 	h := &hub{t: t, files: files}
 	h.Server = httptest.NewUnstartedServer(h)
@@ -68,6 +68,9 @@ func newHub(t testing.TB, files map[string][]byte) *hub {
 		if s == http.StateNew {
 			h.conns.Add(1)
 		}
+	}
+	for _, o := range options {
+		o(h)
 	}
 	h.Start()
 	t.Cleanup(h.Close)
@@ -215,4 +218,23 @@ func must(t *testing.T, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// set changes how the hub misbehaves.
+func (h *hub) set(fault func(http.ResponseWriter, *http.Request, request, []byte) bool, pipe func(request, int64, []byte) ([]byte, error)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.fault, h.pipe = fault, pipe
+}
+
+// inMemory returns a folder on a file system in memory where there is one: a kill leaves there what it leaves on a disk,
+// and syncing costs nothing.
+func inMemory(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "llmm-fetch-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }
