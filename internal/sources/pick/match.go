@@ -6,9 +6,10 @@ import (
 	"unicode/utf8"
 )
 
-// MatchAny reports whether one of the patterns matches.
+// MatchAny reports whether one of the patterns matches. Backslashes count as slashes, as huggingface_hub takes them.
 func MatchAny(patterns []string, name string) bool {
-	return slices.ContainsFunc(patterns, func(p string) bool { return Match(p, name) })
+	name = strings.ReplaceAll(name, `\`, "/")
+	return slices.ContainsFunc(patterns, func(p string) bool { return Match(strings.ReplaceAll(p, `\`, "/"), name) })
 }
 
 // Match reports whether a pattern matches a whole path, as Python's fnmatch does and with it huggingface_hub's
