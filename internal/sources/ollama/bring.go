@@ -210,19 +210,19 @@ func (s *Source) publish(name Name, m *manifest) error {
 	case err == nil && old != nil && s.complete(old):
 		was := name
 		was.Digest = old.digest
-		if err := writeManifest(s.place(was), old.raw); err != nil {
+		if err := s.writeManifest(s.place(was), old.raw); err != nil {
 			return err
 		}
 		s.log.Info("The tag stands for another model now; the one before is kept under its digest", "model", name.String(), "before", old.digest, "now", m.digest)
 	}
-	return writeManifest(path, m.raw)
+	return s.writeManifest(path, m.raw)
 }
 
-func writeManifest(path string, raw []byte) error {
+func (f folder) writeManifest(path string, raw []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return explainDisk(filepath.Dir(path), err)
 	}
-	return replace(path, raw)
+	return f.replace(path, raw)
 }
 
 // forget removes the note about a fetch that is done, unless somebody else is still at it.

@@ -27,12 +27,15 @@ import (
 //	blobs/.llmm/sha256-<hex>.partial a blob that is being fetched, with its journal beside it
 //	blobs/.llmm/sha256-<hex>         a blob that is whole, until all the others of its model are, too
 //	blobs/.llmm/<hex>.pending        the manifest of a model that is being fetched, and its name
+//	.llmm-new-<number>               a file that is being written, for a moment: Ollama takes any file beside its manifests
+//	                                 for one, and cleans nothing up once it cannot read it
 type folder struct{ dir string }
 
 const (
 	ownFolder     = ".llmm"
 	partialSuffix = ".partial"
 	pendingSuffix = ".pending"
+	newPrefix     = ".llmm-new-"
 )
 
 func (f folder) blobs() string            { return filepath.Join(f.dir, "blobs") }
@@ -155,7 +158,7 @@ func (f folder) begin(ctx context.Context, n Name, m *manifest) (done func(), er
 		if err != nil {
 			return nil, err
 		}
-		if err := replace(path, text); err != nil {
+		if err := f.replace(path, text); err != nil {
 			return nil, err
 		}
 	}
@@ -210,10 +213,14 @@ func (f folder) pendings() (map[string]pending, error) {
 }
 
 // replace writes a file whole or not at all, and does not return before it is on the disk.
-func replace(path string, content []byte) error {
-	file, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+func (f folder) replace(path string, content []byte) error {
+	dir := f.dir
+	if filepath.Dir(path) == f.own() { // which may be on another disk than the rest
+		dir = f.own()
+	}
+	file, err := os.CreateTemp(dir, newPrefix+"*")
 	if err != nil {
-		return explainDisk(filepath.Dir(path), err)
+		return explainDisk(dir, err)
 	}
 	defer func() { _ = os.Remove(file.Name()) }() // gone already once it was renamed
 	_, err = io.Copy(file, bytes.NewReader(content))

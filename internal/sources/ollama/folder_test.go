@@ -211,11 +211,11 @@ func TestClean(t *testing.T) {
 	}
 	goes := []string{
 		put(hex("a")+"-partial", old), put(hex("a")+"-partial-0", old), put("sha256-12345", old), // Ollama's
-		put(".llmm/"+hex("c")+".partial", old), put(".llmm/"+hex("c")+".partial.journal", old), put(".llmm/"+hex("d"), old), // ours
+		put(".llmm/"+hex("c")+".partial", old), put(".llmm/"+hex("c")+".partial.journal", old), put(".llmm/"+hex("d"), old), put("../.llmm-new-1", old), // ours
 	}
 	stays := []string{
 		put(hex("e")+"-partial", old), put(hex("e")+"-partial-0", now), put(hex("e")+"-partial-1", old),
-		put(".llmm/"+hex("f")+".partial", old), put(".llmm/"+hex("f")+".partial.journal", now),
+		put(".llmm/"+hex("f")+".partial", old), put(".llmm/"+hex("f")+".partial.journal", now), put("../notes.txt", old),
 	}
 	nameless := put(hex("b"), old)
 	stored, err := s.Stored(t.Context())

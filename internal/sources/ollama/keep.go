@@ -34,8 +34,8 @@ func (f folder) entries(ctx context.Context) (out []entry, broken []string, err 
 			return nil, nil, err
 		}
 		info, err := os.Stat(path)
-		if err != nil || info.IsDir() || strings.HasPrefix(filepath.Base(path), ".") {
-			continue // gone meanwhile, or being written
+		if err != nil || info.IsDir() {
+			continue // gone meanwhile
 		}
 		rel, err := filepath.Rel(f.manifests(), path)
 		if err != nil {
@@ -170,7 +170,7 @@ func (f folder) unfinished(m *manifest, counted map[string]bool) (bytes int64, n
 // leftovers returns the bytes of what no model and no fetch of ours names: downloads that Ollama did not finish, blobs without a
 // manifest, and files of ours that a crash left.
 func (f folder) leftovers(users map[string]map[string]bool, counted map[string]bool) (bytes int64, newest time.Time, err error) {
-	for _, dir := range []string{f.blobs(), f.own()} {
+	for _, dir := range []string{f.dir, f.blobs(), f.own()} {
 		list, err := os.ReadDir(dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -184,7 +184,7 @@ func (f folder) leftovers(users map[string]map[string]bool, counted map[string]b
 			if err != nil || !info.Mode().IsRegular() || counted[path] || e.Name() == "lock" || strings.HasSuffix(e.Name(), pendingSuffix) {
 				continue
 			}
-			if dir == f.blobs() && users["blobs/"+e.Name()] != nil {
+			if dir == f.blobs() && users["blobs/"+e.Name()] != nil || dir == f.dir && !strings.HasPrefix(e.Name(), newPrefix) {
 				continue
 			}
 			bytes += onDisk(info)
@@ -402,7 +402,7 @@ func (f folder) old(before time.Time, needed, stays map[string]bool, all bool) (
 	groups := map[string][]string{}
 	newest := map[string]time.Time{}
 	ollamaLoads := false
-	for _, dir := range []string{f.own(), f.blobs()} {
+	for _, dir := range []string{f.own(), f.blobs(), f.dir} {
 		list, err := os.ReadDir(dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -414,6 +414,9 @@ func (f folder) old(before time.Time, needed, stays map[string]bool, all bool) (
 			info, err := e.Info()
 			if err != nil || !info.Mode().IsRegular() || e.Name() == "lock" || strings.HasSuffix(e.Name(), pendingSuffix) {
 				continue
+			}
+			if dir == f.dir && !strings.HasPrefix(e.Name(), newPrefix) {
+				continue // none of ours
 			}
 			blob, part := blobOf(e.Name())
 			if dir == f.own() && stays["blobs/"+blob] || dir == f.blobs() && !part && (needed["blobs/"+blob] || !all) {

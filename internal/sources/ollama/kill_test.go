@@ -91,6 +91,9 @@ func TestKill(t *testing.T) {
 	if _, _, err := bring(t, s, ref(path)); err != nil { // which removes a note that a kill at the very end left
 		t.Fatal(err)
 	}
+	if _, err := s.Clean(t.Context(), time.Now().Add(time.Hour)); err != nil { // of files that were being written at that moment
+		t.Fatal(err)
+	}
 	if stored, err := s.Stored(t.Context()); err != nil || len(stored) != 1 || stored[0].Partial != 0 || stored[0].Source != registry.SourceOllama {
 		t.Errorf("after %d kills: stored %+v, %v", kills, stored, err)
 	}
