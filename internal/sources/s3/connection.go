@@ -36,7 +36,7 @@ type connection struct {
 var amazon = &url.URL{Scheme: "https", Host: "s3.amazonaws.com"}
 
 // Tries of a listing, each after a short wait that grows.
-const tries = 4
+const tries = 3
 
 // connect makes the clients; nothing is sent yet.
 func (s *Source) connect(set settings) (*connection, error) {

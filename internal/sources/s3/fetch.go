@@ -226,6 +226,9 @@ func (j *job) assemble(folder string) error {
 			return err
 		}
 	}
+	if err := j.inspect(staging); err != nil {
+		return headers.InFile(err, j.snap.Root)
+	}
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err

@@ -1,9 +1,12 @@
 package s3
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -13,7 +16,8 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/sources/pick"
 )
 
-// inspection chooses the files of a model and reads their headers.
+// inspection chooses the files of a model and reads as much of their headers as tells what it is: below 1 MB, whatever
+// its size. That each header is whole and fits the others is found out when they are here; see job.inspect.
 type inspection struct {
 	ctx   context.Context
 	conn  *connection
@@ -72,20 +76,13 @@ func (in *inspection) gguf(files []registry.File, choice pick.Choice) error {
 	}
 	in.main, in.files = set.Main, set.Files
 	in.notes = append(in.notes, notes...)
-	shards := make([]headers.GGUF, 0, len(set.Files))
-	for _, f := range set.Files {
-		file, err := in.open(f)
-		if err != nil {
-			return err
-		}
-		g, err := headers.ScanGGUF(file, f.Size)
-		if err != nil {
-			return headers.InFile(err, f.Path)
-		}
-		shards = append(shards, g)
+	open := in.opener(files)
+	in.facts, err = headers.SketchGGUF(set.Files, open, headers.Hints{})
+	if err == nil && in.facts.Parameters == 0 {
+		// A quantisation of which nobody knows what it takes on average: it is counted, which costs some megabytes.
+		in.facts, err = exact(set.Files, open)
 	}
-	in.facts, err = headers.CombineGGUF(shards)
-	return headers.InFile(err, in.main)
+	return err
 }
 
 func (in *inspection) onnx(files []registry.File, filename string) error {
@@ -106,7 +103,7 @@ func (in *inspection) onnx(files []registry.File, filename string) error {
 }
 
 func (in *inspection) folder(files []registry.File, format registry.Format) error {
-	w, err := headers.ReadFolder(files, format, in.opener(files))
+	w, err := headers.Sketch(files, format, in.opener(files), headers.Hints{})
 	if err != nil {
 		return err
 	}
@@ -145,6 +142,42 @@ func (in *inspection) open(f registry.File) (headers.File, error) {
 type remoteFile struct{ io.ReaderAt }
 
 func (remoteFile) Close() error { return nil }
+
+// inspect reads every header of a revision on disk, which is cheap there and was not over the network.
+func (j *job) inspect(folder string) error {
+	open := func(name string) (headers.File, error) {
+		return os.Open(filepath.Join(folder, filesDir, filepath.FromSlash(name))) //nolint:gosec // a name that is safe, in a folder of ours
+	}
+	switch j.snap.Ref.Format {
+	case registry.FormatGGUF:
+		_, err := exact(slices.DeleteFunc(slices.Clone(j.snap.Files), func(f registry.File) bool {
+			return headers.FormatOf(f.Path) != registry.FormatGGUF
+		}), open)
+		return err
+	case registry.FormatSafetensors, registry.FormatTransformersPT:
+		_, err := headers.ReadFolder(j.snap.Files, j.snap.Ref.Format, open)
+		return err
+	case registry.FormatONNX: // its graph is not needed
+	}
+	return nil
+}
+
+// exact reads the whole headers of the shards of a GGUF model.
+func exact(files []registry.File, open headers.Opener) (registry.Facts, error) {
+	shards := make([]headers.GGUF, 0, len(files))
+	for _, f := range files {
+		file, err := open(f.Path)
+		if err != nil {
+			return registry.Facts{}, err
+		}
+		g, err := headers.ScanGGUF(file, f.Size)
+		if err = cmp.Or(err, file.Close()); err != nil {
+			return registry.Facts{}, headers.InFile(err, f.Path)
+		}
+		shards = append(shards, g)
+	}
+	return headers.CombineGGUF(shards)
+}
 
 func sorted(files []registry.File) []registry.File {
 	slices.SortFunc(files, func(a, b registry.File) int { return strings.Compare(a.Path, b.Path) })
