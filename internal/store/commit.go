@@ -31,11 +31,6 @@ type job struct {
 	err  error
 }
 
-func (j *job) end(err error) {
-	j.err = err
-	close(j.done)
-}
-
 // panicked is how a panic of a job gets from who has the turn to whose job it is.
 type panicked struct{ value any }
 
@@ -76,9 +71,9 @@ func (q *queue) withdraw(j *job) bool {
 // write runs fn in a transaction on the writer connection. When it returns nil the changes are on disk and visible to
 // every reader and in the index.
 //
-// The transaction may hold the changes of others, too. If one of them fails, all are taken back and each is made alone:
-// fn may run twice, so what it does outside of tx must bear that. It runs to its end even if ctx ends meanwhile; what
-// takes long looks at ctx itself.
+// The transaction may hold the changes of others, too, so fn sees what was changed before it in the same transaction; what
+// it does itself is taken back if it fails, and nothing else. It runs to its end even if ctx ends meanwhile; what takes
+// long looks at ctx itself.
 func (s *Store) write(ctx context.Context, op string, fn func(tx *txn) error) error {
 	return s.submit(&job{ctx: ctx, op: op, fn: fn, done: make(chan struct{})})
 }
@@ -122,35 +117,38 @@ func (s *Store) submit(j *job) error {
 	return s.fail(j.ctx, j.op, j.err)
 }
 
-// commit makes the changes of all jobs, together if that goes well. The caller holds the writer's turn.
+// commit makes the changes of all jobs with one commit. The caller holds the writer's turn.
 func (s *Store) commit(jobs []*job) {
+	lazy := true
 	jobs = slices.DeleteFunc(jobs, func(j *job) bool {
-		err := j.ctx.Err()
-		if err != nil {
-			j.end(err)
+		lazy = lazy && j.lazy
+		if j.err = j.ctx.Err(); j.err != nil {
+			close(j.done)
 		}
-		return err != nil
+		return j.err != nil
 	})
 	if len(jobs) == 0 {
 		return
 	}
-	if err := s.transaction(jobs...); err == nil || len(jobs) == 1 {
-		for _, j := range jobs {
-			j.end(err)
-		}
-		return
+	changes, err := s.transaction(jobs, lazy)
+	if err == nil {
+		s.index.apply(changes)
+		s.checkpoints.committed(1 + len(changes))
 	}
 	for _, j := range jobs {
-		j.end(s.transaction(j))
+		if j.err == nil {
+			j.err = err
+		}
+		close(j.done)
 	}
 }
 
-// transaction makes the changes of all jobs, or none of them. The caller holds the writer's turn.
-func (s *Store) transaction(jobs ...*job) (err error) {
-	lazy := true
-	for _, j := range jobs {
-		lazy = lazy && j.lazy
-	}
+// errNothing takes a transaction back of which nothing is left.
+var errNothing = errors.New("no change was made")
+
+// transaction makes the changes of all jobs, but of those that fail, and notes at each job how it failed. With an error
+// nothing at all was changed.
+func (s *Store) transaction(jobs []*job, lazy bool) (changes []change, err error) {
 	if s.lazy != lazy {
 		// The setting is the connection's. A new connection begins with the strict one, which is never wrong.
 		level := "FULL"
@@ -158,36 +156,55 @@ func (s *Store) transaction(jobs ...*job) (err error) {
 			level = "NORMAL"
 		}
 		if err := s.w.Exec("PRAGMA synchronous = " + level).Error; err != nil {
-			return err
+			return nil, err
 		}
 		s.lazy = lazy
 	}
-	defer func() {
-		if p := recover(); p != nil { // the transaction is taken back by now
-			err = panicked{p}
-		}
-	}()
-	var t txn
 	// Bound to nobody's context: SQLite takes a whole transaction back when one statement of it is interrupted.
 	err = s.w.WithContext(context.WithoutCancel(jobs[0].ctx)).Transaction(func(db *gorm.DB) error {
-		t.DB = db
+		left := 0
 		for _, j := range jobs {
-			if err := j.fn(&t); err != nil {
+			t := &txn{DB: db}
+			if len(jobs) == 1 {
+				j.err = j.run(t)
+			} else if err := j.runWithin(t); err != nil {
 				return err
 			}
+			if j.err == nil {
+				left++
+				changes = append(changes, t.changes...)
+			}
+		}
+		if left == 0 {
+			return errNothing
 		}
 		return nil
 	})
-	if err == nil {
-		s.applied(t.changes)
-	}
-	return err
+	return changes, err
 }
 
-// applied is told of each commit. The caller holds the writer's turn.
-func (s *Store) applied(changes []change) {
-	s.index.apply(changes)
-	s.checkpoints.committed(1 + len(changes))
+// run makes j's changes.
+func (j *job) run(t *txn) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = panicked{p}
+		}
+	}()
+	return j.fn(t)
+}
+
+// runWithin makes j's changes, or takes them back and notes why in j.err. It returns an error when the whole transaction
+// cannot go on, because the disk is full for example.
+func (j *job) runWithin(t *txn) error {
+	if err := t.Exec("SAVEPOINT job").Error; err != nil {
+		return err
+	}
+	if j.err = j.run(t); j.err != nil {
+		if err := t.Exec("ROLLBACK TO job").Error; err != nil {
+			return j.err // SQLite has taken all back by itself
+		}
+	}
+	return t.Exec("RELEASE job").Error
 }
 
 var errClosed = errors.New("the store is closed")
