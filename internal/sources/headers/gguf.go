@@ -70,7 +70,8 @@ func ScanGGUF(r io.ReaderAt, size int64) (GGUF, error) {
 		return g, notWeights(start, "GGUF")
 	}
 	c := &cursor{r: r, size: size, limit: MaxGGUFHeader, pos: 4}
-	return g, g.scan(c)
+	err = g.scan(c)
+	return g, err
 }
 
 // scan reads the header behind its first four bytes.

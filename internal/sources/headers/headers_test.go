@@ -392,6 +392,21 @@ func TestSafetensorsTruncatedAnywhere(t *testing.T) {
 	}
 }
 
+// sane says what makes no sense in facts that were believed, "" when nothing.
+func sane(f registry.Facts) string {
+	switch kv := f.KVBytes(registry.MaxContext, 4); {
+	case kv < 0 || kv > 1<<56:
+		return fmt.Sprintf("a cache of %d bytes", kv)
+	case f.StateBytes < 0 || f.StateBytes > 1<<56:
+		return "the state"
+	case f.Layers < 0 || f.KVLayers < 0 || f.KVLayers > f.Layers || f.WindowLayers < 0 || f.WindowLayers > f.Layers:
+		return "the layers"
+	case f.Parameters < 0 || f.ActiveParameters < 0 || f.ActiveParameters > f.Parameters || f.WeightBytes < 0:
+		return "the parameters"
+	}
+	return ""
+}
+
 // FuzzGGUF: whatever the bytes, no panic, and what is accepted is consistent with the size of the file.
 func FuzzGGUF(f *testing.F) {
 	// Little data: the fuzzer would spend its time on shortening weights, which nobody reads.
@@ -408,14 +423,22 @@ func FuzzGGUF(f *testing.F) {
 		if err != nil && err2 == nil {
 			t.Fatalf("read what cannot be scanned: %v", err)
 		}
+		n := serve(map[string][]byte{"m.gguf": b})
+		sketched, err3 := headers.SketchGGUF(n.list(), n.open, headers.Hints{})
+		if err3 != nil && registry.CodeOf(err3) == registry.CodeInternal {
+			t.Fatalf("an error without a code: %v", err3)
+		}
+		if err3 == nil && sane(sketched) != "" {
+			t.Fatalf("%s: %+v", sane(sketched), sketched)
+		}
 		if err2 != nil {
 			return
 		}
 		if facts.WeightBytes < 0 || facts.WeightBytes > int64(len(b)) || facts.Parameters < 0 || len(g.Tensors) == 0 {
 			t.Fatalf("%d bytes hold weights of %d", len(b), facts.WeightBytes)
 		}
-		if facts.KVBytes(registry.MaxContext, 4) < 0 || facts.WindowLayers > facts.Layers || facts.WindowLayers < 0 {
-			t.Fatalf("senseless facts: %+v", facts)
+		if why := sane(facts); why != "" {
+			t.Fatalf("%s: %+v", why, facts)
 		}
 	})
 }
@@ -444,6 +467,9 @@ func FuzzSafetensors(f *testing.F) {
 // FuzzConfig: whatever a config.json says, the facts are no nonsense.
 func FuzzConfig(f *testing.F) {
 	f.Add([]byte(sourcetest.LlamaConfig))
+	f.Add([]byte(`{"model_type":"jamba","num_hidden_layers":8,"hidden_size":64,"num_attention_heads":4,"attn_layer_period":4,"mamba_d_state":16,"mamba_d_conv":4,"num_experts":4,"num_experts_per_tok":2}`))
+	f.Add([]byte(`{"num_hidden_layers":4,"num_attention_heads":4,"kv_lora_rank":512,"qk_rope_head_dim":64,"hybrid_override_pattern":"M*-M","ssm_state_size":8,"quantization_config":{"quant_method":"awq","bits":4}}`))
+	f.Add([]byte(`{"num_hidden_layers":4,"num_attention_heads":4,"head_dim":8,"sliding_window":9,"hybrid_layer_pattern":[0,1],"swa_head_dim":16,"block_configs":[{"attention":{"n_heads_in_group":2}}],"num_kv_shared_layers":1}`))
 	f.Add([]byte(`{"text_config": {"num_hidden_layers": 6, "sliding_window": 4, "layer_types": ["sliding_attention", "linear_attention"]}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		files := sourcetest.SafetensorsFolder(1)
@@ -455,8 +481,8 @@ func FuzzConfig(f *testing.F) {
 			}
 			return
 		}
-		if x := w.Facts; x.KVBytes(registry.MaxContext, 4) < 0 || x.WindowLayers > x.Layers || x.Layers < 0 {
-			t.Fatalf("senseless facts: %+v", x)
+		if why := sane(w.Facts); why != "" {
+			t.Fatalf("%s: %+v", why, w.Facts)
 		}
 	})
 }

@@ -211,7 +211,6 @@ type sample struct {
 	byType   map[string]float64 // bytes
 	headers  int64              // bytes of the headers that were seen
 	exact    bool               // every tensor of every shard that was added was seen
-	some     bool
 }
 
 func (s *sample) add(o sample) {
@@ -264,11 +263,13 @@ func (d *folder) sketchShard(name string, q quantized) (sample, error) {
 			return err
 		}
 		want := min(8+n, sketchHeader)
-		if more := want - int64(len(start)); more > 0 {
-			start = append(start, make([]byte, more)...)
-			if err := readFull(r, start[want-more:], want-more); err != nil {
+		if want > int64(len(start)) {
+			longer := make([]byte, want)
+			copy(longer, start)
+			if err := readFull(r, longer[len(start):], int64(len(start))); err != nil {
 				return err
 			}
+			start = longer
 		}
 		s := Safetensors{DataOffset: 8 + n}
 		whole := 8+n <= want

@@ -378,3 +378,29 @@ func TestQuantizationOf(t *testing.T) {
 		}
 	}
 }
+
+// FuzzSketch: whatever an index and a shard say, the sketch stays bounded and makes sense.
+func FuzzSketch(f *testing.F) {
+	files := sourcetest.SafetensorsFolder(1)
+	f.Add(files["model.safetensors.index.json"], files["model-00001-of-00002.safetensors"])
+	f.Add(append([]byte(`{"metadata": {"total_size": 8448, "total_parameters": 4160}, "weight_map": {`), bytes.Repeat([]byte(`"x": "model-00001-of-00002.safetensors", `), 4000)...), files["model-00001-of-00002.safetensors"])
+	f.Add([]byte(`{"metadata": "none", "weight_map": {"a": "model-00001-of-00002.safetensors"}}`), files["model-00002-of-00002.safetensors"])
+	f.Fuzz(func(t *testing.T, index, shard []byte) {
+		files := sourcetest.SafetensorsFolder(1)
+		files["model.safetensors.index.json"], files["model-00001-of-00002.safetensors"] = index, shard
+		n := serve(files)
+		w, err := headers.Sketch(n.list(), registry.FormatSafetensors, n.open, headers.Hints{Parameters: map[string]int64{"BF16": int64(len(index))}})
+		if n.bytes > 1_000_000 {
+			t.Fatalf("%d bytes were read", n.bytes)
+		}
+		if err != nil {
+			if registry.CodeOf(err) == registry.CodeInternal {
+				t.Fatalf("an error without a code: %v", err)
+			}
+			return
+		}
+		if why := sane(w.Facts); why != "" {
+			t.Fatalf("%s: %+v", why, w.Facts)
+		}
+	})
+}

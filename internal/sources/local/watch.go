@@ -32,7 +32,6 @@ func (s *Source) Changed(ctx context.Context, a registry.Artifact, ref sources.R
 		return "", err
 	}
 	var now []found
-	root := path
 	if info.IsDir() {
 		w, err := in.walk(path)
 		if isGone(err) {
@@ -43,9 +42,8 @@ func (s *Source) Changed(ctx context.Context, a registry.Artifact, ref sources.R
 		}
 		now = w.files
 	} else {
-		root = filepath.Dir(path)
 		for _, f := range a.Files {
-			there, err := in.beside(root, f.Path)
+			there, err := in.beside(filepath.Dir(path), f.Path)
 			if err != nil {
 				return "", err
 			}
