@@ -241,6 +241,9 @@ func sameBytes(home, served string) error {
 	count := func(dir string) (int64, error) {
 		var n int64
 		err := filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error {
+			if err == nil && d.IsDir() && d.Name() == "xet" {
+				return filepath.SkipDir // Python's own notes
+			}
 			if err != nil || !d.Type().IsRegular() {
 				return err
 			}
