@@ -37,7 +37,10 @@ func (s *Source) openCache(create bool) (*store, error) {
 	return &store{dir: s.cache, root: root}, nil
 }
 
-func (c *store) Close() { c.root.Close() }
+// Close ends the use of the cache.
+func (c *store) Close() {
+	_ = c.root.Close() // nothing is written through it that closing could lose
+}
 
 // diskError says what is wrong with the cache and what to do about it. Errors that are registry errors or ends of a
 // context already come back as they are, and so does fs.ErrNotExist.

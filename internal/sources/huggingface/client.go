@@ -3,6 +3,7 @@ package huggingface
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -304,7 +305,7 @@ func (m *meter) Read(p []byte) (int, error) {
 	n, err := m.r.Read(p)
 	m.n.Add(int64(n))
 	m.read += int64(n)
-	if err != nil && err != io.EOF { //nolint:errorlint // an io.Reader returns EOF itself, and what it wraps is another error
+	if err != nil && !errors.Is(err, io.EOF) {
 		m.err = err
 	}
 	return n, err

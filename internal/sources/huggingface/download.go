@@ -352,7 +352,7 @@ func (d *download) verify(ctx context.Context) error {
 // readable reads the headers from the cache.
 func (s *Source) readable(ctx context.Context, d *download) error {
 	l := &look{asked: d.look.asked, offline: true}
-	f := &found{look: l, commit: d.snap.Revision, files: d.snap.Files, cache: d.repo.store}
+	f := &found{look: l, commit: d.snap.Revision, files: d.snap.Files, cache: d.repo.store, exact: true}
 	open := s.opener(ctx, l, d.repo.store, d.snap.Revision, d.snap.Files)
 	again := sources.Snapshot{}
 	f.params.Filename, f.params.Quantization = d.snap.Main, ""

@@ -82,6 +82,7 @@ type found struct {
 	tags   []string
 	cache  *store // nil when there is none yet
 	kept   bool   // the listing came from the cache
+	exact  bool   // the files are here, so that all of their headers are read
 }
 
 func (f *found) close() {
@@ -169,7 +170,7 @@ func (s *Source) fromCache(f *found, cause error) error {
 	if t, ok := r.tree(commit); ok {
 		here = slices.DeleteFunc(t.files(), func(file registry.File) bool { return r.where(commit, file) != linked })
 	}
-	f.commit, f.files = commit, here
+	f.commit, f.files, f.exact = commit, here, true
 	f.notes = append(f.notes, why+". This is what the cache holds.")
 	return nil
 }
@@ -186,13 +187,13 @@ func (s *Source) compose(ctx context.Context, f *found) (sources.Snapshot, error
 	if err != nil && !isGated(err) {
 		return sources.Snapshot{Ref: f.ref}, headers.InFile(err, f.id)
 	}
-	for _, file := range snap.Files {
-		snap.Bytes += file.Size
-		if f.cache != nil && f.cache.repo(f.folder()).where(f.commit, file) != nowhere {
-			snap.OnDisk += file.Size
-		}
-		if file.Size > maxPlain {
-			f.notes = append(f.notes, fmt.Sprintf("%s has %s; the Hub gives files above 50 GB only by Xet, which is not supported yet.", file.Path, registry.Bytes(file.Size)))
+	s.measure(&snap, f)
+	if err == nil && !f.exact && snap.OnDisk == snap.Bytes {
+		// Everything is here: all headers are read instead of a few, which tells the memory more exactly.
+		f.exact = true
+		again := snap
+		if s.chosen(&again, f, files, open) == nil {
+			snap.Facts = again.Facts
 		}
 	}
 	facts := &snap.Facts
@@ -210,6 +211,19 @@ func (s *Source) compose(ctx context.Context, f *found) (sources.Snapshot, error
 	facts.Notes = append(facts.Notes, f.notes...)
 	snap.Cost = f.cost()
 	return snap, err
+}
+
+// measure sums the sizes of the files, and of those that need not be fetched any more.
+func (s *Source) measure(snap *sources.Snapshot, f *found) {
+	for _, file := range snap.Files {
+		snap.Bytes += file.Size
+		if f.cache != nil && f.cache.repo(f.folder()).where(f.commit, file) != nowhere {
+			snap.OnDisk += file.Size
+		}
+		if file.Size > maxPlain {
+			f.notes = append(f.notes, fmt.Sprintf("%s has %s; the Hub gives files above 50 GB only by Xet, which is not supported yet.", file.Path, registry.Bytes(file.Size)))
+		}
+	}
 }
 
 func isGated(err error) bool { return failedAs(err, registry.FailureGated) }
@@ -237,7 +251,7 @@ func (s *Source) chosen(snap *sources.Snapshot, f *found, files []registry.File,
 			return err
 		}
 		snap.Main, snap.Files = set.Main, set.Files
-		if f.offline || len(set.Files) > 1 && set.Bytes <= smallModel {
+		if f.exact || len(set.Files) > 1 && set.Bytes <= smallModel {
 			snap.Facts, err = ggufFacts(set.Files, open)
 		} else {
 			snap.Facts, err = headers.SketchGGUF(set.Files, open, f.hints)
@@ -292,7 +306,7 @@ func formats() string {
 
 // folder reads the facts: a sketch from the Hub, and everything where the cache has all the files.
 func (s *Source) folder(files []registry.File, f *found, open headers.Opener) (headers.Weights, error) {
-	if f.offline {
+	if f.exact {
 		return headers.ReadFolder(files, f.ref.Format, open)
 	}
 	return headers.Sketch(files, f.ref.Format, open, f.hints)
