@@ -151,34 +151,23 @@ func TestOllamaUsesWhatIsFetched(t *testing.T) {
 	}
 }
 
-// TestPushedByOllama: a model that the real Ollama made and pushed is understood here, and goes back to another Ollama.
+// TestPushedByOllama: a model that the real Ollama made out of one that was fetched here, and pushed, is understood here,
+// and goes on to another Ollama.
 func TestPushedByOllama(t *testing.T) {
 	reg := ollamatest.StartRegistry(t, ollamatest.RegistryOptions{})
-	maker := ollamatest.StartOllama(t, t.TempDir())
-	weights, err := os.Open(ollamatest.RealModel(t))
-	if err != nil {
+	pushReal(t, reg, "team/smol", "135m")
+	made := t.TempDir()
+	from := reg.Host + "/team/smol:135m"
+	if _, _, err := bring(t, newSource(t, made, insecure(reg.Host)), ref(from)); err != nil {
 		t.Fatal(err)
 	}
-	defer weights.Close()
-	content, err := os.ReadFile(weights.Name())
-	if err != nil {
-		t.Fatal(err)
-	}
-	digest := ollamatest.Digest(content)
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, maker.URL+"/api/blobs/"+digest, weights)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp.Body.Close()
+	maker := ollamatest.StartOllama(t, made)
 	name := reg.Host + "/team/made:v1"
 	maker.Call(t, http.MethodPost, "/api/create", map[string]any{
-		"model": name, "files": map[string]string{"smol.gguf": digest}, "system": "You are brief.", "parameters": map[string]any{"num_ctx": 1024}, "stream": false,
+		"model": name, "from": from, "system": "You are brief.", "parameters": map[string]any{"num_ctx": 1024}, "stream": false,
 	})
 	maker.Call(t, http.MethodPost, "/api/push", map[string]any{"model": name, "insecure": true, "stream": false})
+	maker.Stop(t)
 
 	dir := t.TempDir()
 	snap, _, err := bring(t, newSource(t, dir, insecure(reg.Host)), ref(name))
