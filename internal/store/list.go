@@ -51,6 +51,11 @@ func (q ListQuery) matches(l Listed) bool {
 // pageKeys finds the keys of the page in the index. Before that is built, a list without a search is answered from the
 // file and a search waits, which takes no longer than reading every row would.
 func (s *Store) pageKeys(ctx context.Context, q ListQuery) (page Page, keys []string, more bool, err error) {
+	select {
+	case <-s.closing:
+		return page, nil, false, errClosed
+	default:
+	}
 	v := s.index.current()
 	if v == nil && q.Q == "" {
 		err = s.read(ctx).Transaction(func(tx *gorm.DB) error {
