@@ -8,6 +8,7 @@ import (
 
 	"github.com/industriverse/llmmodelmanager/internal/events"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
+	"github.com/industriverse/llmmodelmanager/internal/sources/sourcetest"
 	"github.com/industriverse/llmmodelmanager/internal/store"
 )
 
@@ -48,9 +49,9 @@ func (r *rig) artifactIs(id string, want registry.ArtifactState) registry.Runtim
 
 func TestFetchWithoutLoad(t *testing.T) {
 	t.Parallel()
-	var d *depot
+	var d *sourcetest.Depot
 	r := newRig(t, withDepot(&d))
-	gate := d.hold("org/m")
+	gate := d.Hold("org/m")
 	r.fetchable("m", "org/m")
 	op := r.mustFetch("m")
 	if op.Kind != registry.OperationFetch || op.Subject != "m" || op.Actor != "ada" {
@@ -83,13 +84,13 @@ func TestFetchWithoutLoad(t *testing.T) {
 	if err != nil || l.Status != registry.StatusNotLoaded || l.Artifact == nil {
 		t.Fatalf("%+v %v", l, err)
 	}
-	if a := l.Artifact; a.Revision != "r1" || a.Fetched != "r1" || a.Requested != "main" || a.Facts.Parameters != 42 || a.Root != d.folder("org/m", "r1") || a.Main != "weights.gguf" || a.FetchedAt.IsZero() {
+	if a := l.Artifact; a.Revision != "r1" || a.Fetched != "r1" || a.Requested != "main" || a.Facts.Parameters != 42 || a.Root != d.Folder("org/m", "r1") || a.Main != "weights.gguf" || a.FetchedAt.IsZero() {
 		t.Errorf("%+v", l.Artifact)
 	}
 	// The load that follows downloads nothing.
-	before := d.count(d.parts, "org/m")
+	before := d.Parts("org/m")
 	r.ready("m")
-	if now := d.count(d.parts, "org/m"); now != before || before != depotParts {
+	if now := d.Parts("org/m"); now != before || before != depotParts {
 		t.Errorf("%d parts were downloaded, %d after the load", before, now)
 	}
 	if _, err := r.Fetch(r.ctx(), "none", FetchOptions{}); registry.CodeOf(err) != registry.CodeNotFound {
@@ -99,9 +100,9 @@ func TestFetchWithoutLoad(t *testing.T) {
 
 func TestFetchIsShared(t *testing.T) {
 	t.Parallel()
-	var d *depot
+	var d *sourcetest.Depot
 	r := newRig(t, withDepot(&d))
-	gate := d.hold("org/m")
+	gate := d.Hold("org/m")
 	for _, id := range []string{"a", "b", "c"} {
 		r.fetchable(id, "org/m")
 	}
@@ -128,7 +129,7 @@ func TestFetchIsShared(t *testing.T) {
 	close(gate)
 	r.end(load, registry.OperationSucceeded)
 	r.end(both, registry.OperationSucceeded)
-	if n, parts := d.count(d.fetches, "org/m"), d.count(d.parts, "org/m"); n != 1 || parts != depotParts {
+	if n, parts := d.Fetches("org/m"), d.Parts("org/m"); n != 1 || parts != depotParts {
 		t.Errorf("%d fetches of %d parts, want one of %d", n, parts, depotParts)
 	}
 	if len(r.fetches.byKey) != 0 || len(r.fetches.shelves.at) != 0 {
@@ -138,9 +139,9 @@ func TestFetchIsShared(t *testing.T) {
 
 func TestFetchEndsWhenNobodyWaits(t *testing.T) {
 	t.Parallel()
-	var d *depot
+	var d *sourcetest.Depot
 	r := newRig(t, withDepot(&d))
-	gate := d.hold("org/m")
+	gate := d.Hold("org/m")
 	r.fetchable("a", "org/m")
 	r.fetchable("b", "org/m")
 	a, b := r.mustFetch("a"), r.mustLoad("b", LoadOptions{Actor: "ada"})
@@ -157,7 +158,7 @@ func TestFetchEndsWhenNobodyWaits(t *testing.T) {
 	again := r.mustFetch("a")
 	close(gate)
 	r.end(again, registry.OperationSucceeded)
-	if parts := d.count(d.parts, "org/m"); parts != depotParts {
+	if parts := d.Parts("org/m"); parts != depotParts {
 		t.Errorf("%d parts were downloaded, want %d", parts, depotParts)
 	}
 	if _, err := r.CancelOperation(r.ctx(), again.ID, "ada"); registry.CodeOf(err) != registry.CodeBadState {
@@ -167,10 +168,10 @@ func TestFetchEndsWhenNobodyWaits(t *testing.T) {
 
 func TestPauseAndResume(t *testing.T) {
 	t.Parallel()
-	var d *depot
+	var d *sourcetest.Depot
 	r := rigIn(t, t.TempDir(), withDepot(&d))
 	r.start()
-	gate := d.hold("org/m")
+	gate := d.Hold("org/m")
 	r.fetchable("m", "org/m")
 	op := r.mustFetch("m")
 	r.during(op, registry.StageFetch, "has begun", fetching)
@@ -209,7 +210,7 @@ func TestPauseAndResume(t *testing.T) {
 	}
 	close(gate)
 	r.end(op, registry.OperationSucceeded)
-	if parts := d.count(d.parts, "org/m"); parts != depotParts {
+	if parts := d.Parts("org/m"); parts != depotParts {
 		t.Errorf("%d parts were downloaded, want %d", parts, depotParts)
 	}
 	for _, f := range []func(context.Context, string, string) (registry.Operation, error){r.PauseOperation, r.ResumeOperation} {
@@ -255,9 +256,9 @@ func TestWhatEndsAPause(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			var d *depot
+			var d *sourcetest.Depot
 			r := newRig(t, withDepot(&d))
-			gate := d.hold("org/m")
+			gate := d.Hold("org/m")
 			r.fetchable("m", "org/m")
 			op := r.mustFetch("m")
 			r.during(op, registry.StageFetch, "has begun", fetching)
@@ -279,9 +280,9 @@ func TestWhatEndsAPause(t *testing.T) {
 
 func TestDeleteWhileFetching(t *testing.T) {
 	t.Parallel()
-	var d *depot
+	var d *sourcetest.Depot
 	r := newRig(t, withDepot(&d))
-	d.hold("org/m")
+	d.Hold("org/m")
 	r.fetchable("m", "org/m")
 	op := r.mustFetch("m")
 	r.during(op, registry.StageFetch, "has begun", fetching)
@@ -298,9 +299,9 @@ func TestDeleteWhileFetching(t *testing.T) {
 // Downloads wait for each other, what is on disk already does not, and an engine's place to start is not held by them.
 func TestFetchesWaitForTheirTurn(t *testing.T) {
 	t.Parallel()
-	var d *depot
+	var d *sourcetest.Depot
 	r := newRig(t, func(o *Options) { withDepot(&d)(o); o.MaxFetches, o.MaxStarts = 1, 1 })
-	first, second := d.hold("org/first"), d.hold("org/second")
+	first, second := d.Hold("org/first"), d.Hold("org/second")
 	r.fetchable("first", "org/first")
 	r.fetchable("second", "org/second")
 	a := r.mustLoad("first", LoadOptions{Actor: "ada"})
@@ -321,9 +322,9 @@ func TestFetchesWaitForTheirTurn(t *testing.T) {
 
 func TestStalledFetch(t *testing.T) {
 	t.Parallel()
-	var d *depot
+	var d *sourcetest.Depot
 	r := newRig(t, withDepot(&d))
-	gate := d.hold("org/m")
+	gate := d.Hold("org/m")
 	r.fetchable("m", "org/m")
 	op := r.mustFetch("m")
 	r.during(op, registry.StageFetch, "has begun", fetching)
@@ -340,9 +341,9 @@ func TestStalledFetch(t *testing.T) {
 
 func TestFetchFails(t *testing.T) {
 	t.Parallel()
-	var d *depot
+	var d *sourcetest.Depot
 	r := newRig(t, withDepot(&d))
-	d.fail("org/m", &registry.Error{Code: registry.CodeLoadingFailed, Msg: "org/m is gated", Failure: &registry.Failure{Kind: registry.FailureGated, Msg: "org/m is gated"}})
+	d.Fail("org/m", &registry.Error{Code: registry.CodeLoadingFailed, Msg: "org/m is gated", Failure: &registry.Failure{Kind: registry.FailureGated, Msg: "org/m is gated"}})
 	r.fetchable("m", "org/m")
 	got := r.end(r.mustFetch("m"), registry.OperationFailed)
 	if got.Error == nil || got.Error.Failure == nil || got.Error.Failure.Kind != registry.FailureGated {
@@ -352,7 +353,7 @@ func TestFetchFails(t *testing.T) {
 	if rt.State != registry.RuntimeStopped || rt.Failure != nil {
 		t.Errorf("the runtime axis was moved: %+v", rt)
 	}
-	d.fail("org/m", nil)
+	d.Fail("org/m", nil)
 	r.end(r.mustFetch("m"), registry.OperationSucceeded)
 	r.artifactIs("m", registry.ArtifactPresent)
 }
@@ -360,10 +361,10 @@ func TestFetchFails(t *testing.T) {
 // A server that is closed or killed in the middle of a fetch goes on with it by itself.
 func TestFetchGoesOnAfterARestart(t *testing.T) {
 	t.Parallel()
-	var d *depot
+	var d *sourcetest.Depot
 	r := rigIn(t, t.TempDir(), withDepot(&d))
 	r.start()
-	gate := d.hold("org/m")
+	gate := d.Hold("org/m")
 	r.fetchable("m", "org/m")
 	op := r.mustFetch("m")
 	r.during(op, registry.StageFetch, "has begun", fetching)
@@ -399,7 +400,7 @@ func TestFetchGoesOnAfterARestart(t *testing.T) {
 		}
 	}
 	r.artifactIs("m", registry.ArtifactPresent)
-	if parts := d.count(d.parts, "org/m"); parts != depotParts {
+	if parts := d.Parts("org/m"); parts != depotParts {
 		t.Errorf("%d parts were downloaded, want %d", parts, depotParts)
 	}
 	ops, _, err := r.Operations(r.ctx(), store.OperationQuery{Subject: "m"})

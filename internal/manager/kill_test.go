@@ -12,6 +12,7 @@ import (
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
+	"github.com/industriverse/llmmodelmanager/internal/sources/sourcetest"
 	"github.com/industriverse/llmmodelmanager/internal/store"
 )
 
@@ -25,7 +26,7 @@ const (
 // wants and waits to be killed.
 func victim(dir string) int {
 	t := &victimTB{}
-	var d *depot
+	var d *sourcetest.Depot
 	r := rigIn(t, dir, func(o *Options) { withDepot(&d)(o); o.DrainTimeout = time.Hour })
 	r.start()
 	fast, hang := map[string]any{}, map[string]any{"fault": "hang_loading"}
@@ -57,7 +58,7 @@ func victim(dir string) int {
 	r.mustLoad("starting", LoadOptions{Actor: "ada"})
 	r.control("starting")
 	for _, id := range []string{"fetching", "paused"} {
-		gate := d.hold("org/" + id)
+		gate := d.Hold("org/" + id)
 		r.fetchable(id, "org/"+id)
 		op := r.mustFetch(id)
 		for range depotParts / 2 {
@@ -167,7 +168,7 @@ func TestKilledServer(t *testing.T) {
 		}
 	})
 
-	var d *depot
+	var d *sourcetest.Depot
 	r := rigIn(t, dir, withDepot(&d))
 	r.pausedAreFine = true
 	r.start()
@@ -225,7 +226,7 @@ func TestKilledServer(t *testing.T) {
 	}
 	// A fetch goes on where it was, in the same operation; a paused one rests.
 	r.artifactIs("fetching", registry.ArtifactPresent)
-	if n := d.count(d.parts, "org/fetching"); n != depotParts/2 {
+	if n := d.Parts("org/fetching"); n != depotParts/2 {
 		t.Errorf("%d parts were downloaded after the kill, want %d", n, depotParts/2)
 	}
 	for id, want := range map[string]registry.OperationState{"fetching": registry.OperationSucceeded, "paused": registry.OperationPaused} {
@@ -239,7 +240,7 @@ func TestKilledServer(t *testing.T) {
 			t.Errorf("%s: %+v", id, ops[0])
 		}
 	}
-	if n := d.count(d.fetches, "org/paused"); n != 0 {
+	if n := d.Fetches("org/paused"); n != 0 {
 		t.Error("a paused fetch went on by itself")
 	}
 	// What was registered for that run only is gone, and a new one of its name is not loaded.

@@ -13,6 +13,7 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/loaders/fake"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
+	"github.com/industriverse/llmmodelmanager/internal/sources/sourcetest"
 	"github.com/industriverse/llmmodelmanager/internal/store"
 )
 
@@ -55,12 +56,12 @@ func TestAnythingInAnyOrder(t *testing.T) {
 			t.Parallel()
 			script := scripts.Example(seed)
 			t.Logf("%+v", script)
-			var d *depot
+			var d *sourcetest.Depot
 			r := newRig(t, func(o *Options) {
 				withDepot(&d)(o)
 				o.MaxStarts, o.MaxRestarts, o.DrainTimeout, o.MaxFetches = 2, 1, 20*time.Millisecond, 1
 			})
-			d.slow = time.Millisecond
+			d.Slow(time.Millisecond)
 			r.hw.SetHost(registry.Host{RAMTotal: 100 << 20, RAMAvailable: 100 << 20, CPUs: 2})
 			w := &modelWorld{rig: r}
 			for i := range 4 {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/industriverse/llmmodelmanager/internal/events"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
+	"github.com/industriverse/llmmodelmanager/internal/sources/sourcetest"
 )
 
 // known waits until what is known of a model's files is as it should be.
@@ -48,28 +49,28 @@ func (r *rig) onDisk(path, revision string) (registry.StoredArtifact, bool) {
 // The facts of a model are there without anybody asking, and stay when its source is away.
 func TestFactsAreKnownAtOnce(t *testing.T) {
 	t.Parallel()
-	var d *depot
+	var d *sourcetest.Depot
 	r := newRig(t, withDepot(&d))
 	r.fetchable("m", "org/m")
 	a := r.known("m", "resolved", func(a registry.ModelArtifact) bool { return a.Revision == "r1" })
 	if a.Fetched != "" || a.Facts.Parameters != 42 || a.Requested != "main" || len(a.Files) != 1 || a.Root != "https://depot.example/org/m" {
 		t.Errorf("%+v", a)
 	}
-	if n := d.count(d.fetches, "org/m"); n != 0 {
+	if n := d.Fetches("org/m"); n != 0 {
 		t.Errorf("%d fetches", n)
 	}
 	// Away: a plan is made from what is known, and a registration neither fails nor waits.
-	d.fail("org/m", registry.Errorf(registry.CodeUnavailable, "the depot is away"))
+	d.Fail("org/m", registry.Errorf(registry.CodeUnavailable, "the depot is away"))
 	if p, err := r.Plan(r.ctx(), "m", ""); err != nil || p.Verdict != registry.VerdictFits {
 		t.Errorf("%+v %v", p, err)
 	}
-	d.fail("org/new", registry.Errorf(registry.CodeUnavailable, "the depot is away"))
+	d.Fail("org/new", registry.Errorf(registry.CodeUnavailable, "the depot is away"))
 	r.fetchable("new", "org/new")
 	if p, err := r.Plan(r.ctx(), "new", ""); err != nil || p.Problem == nil || p.Problem.Code != registry.CodeUnavailable {
 		t.Errorf("%+v %v", p, err)
 	}
 	// What is wrong with a model is kept, too.
-	d.fail("org/gated", &registry.Error{Code: registry.CodeLoadingFailed, Msg: "gated"})
+	d.Fail("org/gated", &registry.Error{Code: registry.CodeLoadingFailed, Msg: "gated"})
 	r.fetchable("gated", "org/gated")
 	if a := r.known("gated", "refused", func(a registry.ModelArtifact) bool { return a.Problem != nil }); a.Problem.Msg != "gated" {
 		t.Errorf("%+v", a.Problem)
@@ -84,15 +85,15 @@ func TestFactsAreKnownAtOnce(t *testing.T) {
 	r.artifactIs("m", registry.ArtifactAbsent)
 }
 
-func (r *rig) mustFetchAgain(d *depot, id, path string) registry.Operation {
+func (r *rig) mustFetchAgain(d *sourcetest.Depot, id, path string) registry.Operation {
 	r.t.Helper()
-	d.fail(path, nil)
+	d.Fail(path, nil)
 	return r.mustFetch(id)
 }
 
 func TestSourceChecksTheFields(t *testing.T) {
 	t.Parallel()
-	var d *depot
+	var d *sourcetest.Depot
 	r := newRig(t, withDepot(&d))
 	_, _, err := r.Register(r.ctx(), registry.Model{ModelID: "m", SourceType: registry.SourceHuggingFace, SourcePath: "bad/name", ModelFormat: registry.FormatGGUF}, PutOptions{Actor: "ada"})
 	if e := registry.AsError(err); registry.CodeOf(err) != registry.CodeInvalid || len(e.Fields) != 1 || e.Fields[0].Field != "source_path" {
@@ -102,7 +103,7 @@ func TestSourceChecksTheFields(t *testing.T) {
 
 func TestStorage(t *testing.T) {
 	t.Parallel()
-	var d *depot
+	var d *sourcetest.Depot
 	r := newRig(t, withDepot(&d))
 	r.fetchable("a", "org/m")
 	r.fetchable("b", "org/m")
@@ -115,7 +116,7 @@ func TestStorage(t *testing.T) {
 	}
 	// Loaded, also with a revision that is not the newest any more: refused, and the models are named.
 	r.ready("a")
-	d.push("org/m", "r2")
+	d.Push("org/m", "r2")
 	r.end(r.mustFetch("b"), registry.OperationSucceeded)
 	r.end(r.mustFetch("a"), registry.OperationSucceeded) // a is loaded with r1
 	if got, ok := r.onDisk("org/m", "r1"); !ok || !got.InUse || !slices.Equal(got.Models, []string{"a"}) {
@@ -152,7 +153,7 @@ func TestStorage(t *testing.T) {
 		t.Errorf("files that are not ours were deleted: %v", err)
 	}
 	r.ready("b") // it is fetched again
-	if n := d.count(d.fetches, "org/m"); n < 3 {
+	if n := d.Fetches("org/m"); n < 3 {
 		t.Errorf("%d fetches", n)
 	}
 }
@@ -160,12 +161,12 @@ func TestStorage(t *testing.T) {
 // What is being fetched is not deleted, and what is being deleted is not fetched before that is through.
 func TestDeleteAndFetchKeepApart(t *testing.T) {
 	t.Parallel()
-	var d *depot
+	var d *sourcetest.Depot
 	r := newRig(t, withDepot(&d))
 	r.fetchable("a", "org/m")
 	r.end(r.mustFetch("a"), registry.OperationSucceeded)
-	d.push("org/m", "r2")
-	gate := d.hold("org/m")
+	d.Push("org/m", "r2")
+	gate := d.Hold("org/m")
 	op := r.mustFetch("a")
 	r.during(op, registry.StageFetch, "has begun", fetching)
 	if _, err := r.DeleteStored(r.ctx(), registry.SourceHuggingFace, "org/m", "r1", "ada", ""); registry.CodeOf(err) != registry.CodeConflict {
@@ -185,9 +186,9 @@ func TestDeleteAndFetchKeepApart(t *testing.T) {
 
 func TestCleanRemovesUnfinishedDownloads(t *testing.T) {
 	t.Parallel()
-	var d *depot
+	var d *sourcetest.Depot
 	r := newRig(t, withDepot(&d))
-	gate := d.hold("org/m")
+	gate := d.Hold("org/m")
 	r.fetchable("m", "org/m")
 	op := r.mustFetch("m")
 	give(t, gate, 3)
@@ -203,7 +204,7 @@ func TestCleanRemovesUnfinishedDownloads(t *testing.T) {
 		t.Errorf("a young download was removed: %d %v", n, err)
 	}
 	old := time.Now().Add(-2 * time.Hour)
-	if err := os.Chtimes(filepath.Join(d.folder("org/m", "r1"), "weights.partial"), old, old); err != nil {
+	if err := os.Chtimes(filepath.Join(d.Folder("org/m", "r1"), "weights.partial"), old, old); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := r.CleanStored(r.ctx(), time.Hour, "ada", ""); err != nil || n != st.Partial {
@@ -255,7 +256,7 @@ func TestRetentionDecides(t *testing.T) {
 
 func TestRetentionIsApplied(t *testing.T) {
 	t.Parallel()
-	var d *depot
+	var d *sourcetest.Depot
 	r := newRig(t, withDepot(&d))
 	r.fetchable("keep", "org/keep")
 	r.fetchable("gone", "org/gone")
@@ -370,12 +371,12 @@ func TestLimitsAndRoots(t *testing.T) {
 
 func TestWatch(t *testing.T) {
 	t.Parallel()
-	var d *depot
+	var d *sourcetest.Depot
 	r := rigIn(t, t.TempDir(), func(o *Options) { withDepot(&d)(o); o.WatchEvery = 5 * time.Millisecond })
 	r.start()
 	r.fetchable("m", "org/m")
 	r.end(r.mustFetch("m"), registry.OperationSucceeded)
-	d.push("org/m", "r2")
+	d.Push("org/m", "r2")
 	r.known("m", "changed", func(a registry.ModelArtifact) bool { return a.Changed != "" })
 	l, err := r.Get(r.ctx(), "m")
 	if err != nil || l.Changed != "weights.gguf was replaced" || l.Artifact == nil || l.Artifact.Changed != l.Changed {
@@ -398,7 +399,7 @@ func TestWatch(t *testing.T) {
 }
 
 func TestSecrets(t *testing.T) {
-	var d *depot
+	var d *sourcetest.Depot
 	r := newRig(t, withDepot(&d))
 	t.Setenv("LLMM_SECRET_FROM_ENV", "env-value")
 	t.Setenv("SOME_OTHER", "must not be read")
@@ -452,11 +453,9 @@ func TestSecrets(t *testing.T) {
 	// The source is given the value; nothing that is stored, shown or exported is.
 	r.fetchable("m", "org/m", func(m *registry.Model) { m.CustomLoaderParams = map[string]any{"auth_token": "secret:hub"} })
 	r.ready("m")
-	d.mu.Lock()
-	if got := d.params["org/m"]["auth_token"]; got != "for-all" {
+	if got := d.Params("org/m")["auth_token"]; got != "for-all" {
 		t.Errorf("the source was given %v", got)
 	}
-	d.mu.Unlock()
 	var b strings.Builder
 	if err := r.Export(r.ctx(), &b, nil); err != nil || !strings.Contains(b.String(), "secret:hub") || strings.Contains(b.String(), "for-all") {
 		t.Errorf("%v\n%s", err, b.String())
@@ -484,7 +483,7 @@ func TestSecrets(t *testing.T) {
 
 func TestLookUp(t *testing.T) {
 	t.Parallel()
-	var d *depot
+	var d *sourcetest.Depot
 	r := newRig(t, withDepot(&d))
 	l, err := r.LookUp(r.ctx(), registry.Model{SourceType: registry.SourceHuggingFace, SourcePath: "many/quants", Engine: "fake"})
 	if err != nil {
@@ -499,7 +498,7 @@ func TestLookUp(t *testing.T) {
 	if n, err := r.store.CountModels(r.ctx()); err != nil || n != 0 {
 		t.Errorf("a look-up registered something: %d %v", n, err)
 	}
-	if n := d.count(d.fetches, "many/quants"); n != 0 {
+	if n := d.Fetches("many/quants"); n != 0 {
 		t.Error("a look-up fetched something")
 	}
 	// What it answers can be registered; the next one gets another id. A choice is kept.
@@ -527,7 +526,7 @@ func TestLookUp(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	d.fail("org/none", registry.Errorf(registry.CodeNotFound, "nothing there"))
+	d.Fail("org/none", registry.Errorf(registry.CodeNotFound, "nothing there"))
 	if _, err := r.LookUp(r.ctx(), registry.Model{SourceType: registry.SourceHuggingFace, SourcePath: "org/none"}); registry.CodeOf(err) != registry.CodeNotFound {
 		t.Errorf("%v", err)
 	}

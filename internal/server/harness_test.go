@@ -72,6 +72,7 @@ type world struct {
 	auth    *auth.Service
 	bus     *events.Bus
 	hw      *hwtest.Fake
+	depot   *sourcetest.Depot // where models of the source huggingface come from
 
 	admin, maintainer, member, viewer, outsider, nobody *client
 }
@@ -115,10 +116,11 @@ func newWorldWith(t *testing.T, o worldOptions) *world {
 	sampler := hw.New(hw.Options{GPU: w.hw.GPUs(), Host: w.hw.Host(), Interval: time.Hour})
 	_, err = sampler.Refresh(ctx)
 	must(t, err)
+	w.depot = sourcetest.NewDepot(filepath.Join(w.dir, "depot"))
 	w.manager = manager.New(manager.Options{
 		Store: w.store, Bus: w.bus, Hardware: sampler, DataDir: w.dir,
 		Loaders: append(o.loaders, fake.New(fake.Options{Path: fakeEngine, TagPrefix: w.store.InstallationID()})),
-		Sources: []sources.Source{local.New(local.Options{})},
+		Sources: []sources.Source{local.New(local.Options{}), w.depot},
 	})
 	must(t, w.manager.Start(ctx))
 	t.Cleanup(func() {
@@ -201,6 +203,12 @@ func (w *world) await(op registry.Operation) registry.Operation {
 // status waits until a model has the status.
 func (w *world) status(id string, want registry.Status) {
 	w.t.Helper()
+	w.until(id, func(l manager.Listed) bool { return l.Status == want })
+}
+
+// until waits until a model is as it should be, looking again at each of its events.
+func (w *world) until(id string, ok func(manager.Listed) bool) {
+	w.t.Helper()
 	sub := w.bus.Subscribe(events.Filter{Models: []string{id}})
 	defer sub.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -208,11 +216,11 @@ func (w *world) status(id string, want registry.Status) {
 	for {
 		l, err := w.manager.Get(ctx, id)
 		must(w.t, err)
-		if l.Status == want {
+		if ok(l) {
 			return
 		}
 		if _, err := sub.Next(ctx); err != nil {
-			w.t.Fatalf("%s is %s and never became %s", id, l.Status, want)
+			w.t.Fatalf("%s is %s with its files %s, and never became what it should be", id, l.Status, l.Runtime.Artifact)
 		}
 	}
 }
