@@ -20,7 +20,7 @@
 //	curl -X POST   $HF_ENDPOINT/-/hubtest/edges -d '[8700000, 68000000]'
 //	curl           $HF_ENDPOINT/-/hubtest/served
 //
-// The kinds of fault and their fields are those of hubtest.Fault: go doc ./internal/sources/hubtest Fault.
+// docs/fakehub.md has the kinds of fault and their fields.
 package main
 
 import (
@@ -33,6 +33,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -70,7 +71,7 @@ func parse(args []string, out io.Writer) (settings, error) {
 	f := flag.NewFlagSet("fakehub", flag.ContinueOnError)
 	f.SetOutput(out)
 	f.Usage = func() {
-		fmt.Fprintf(out, "A Hugging Face Hub on this machine.\n\n  fakehub --root DIR [flags]\n\nDIR/ORG/NAME/ is the repository ORG/NAME; go doc ./cmd/fakehub says the rest.\n\n")
+		fmt.Fprintf(out, "A Hugging Face Hub on this machine.\n\n  fakehub --root DIR [flags]\n\nDIR/ORG/NAME/ is the repository ORG/NAME; docs/fakehub.md says the rest.\n\n")
 		f.PrintDefaults()
 	}
 	f.StringVar(&s.options.Root, "root", "", "`folder` with ORG/NAME folders to serve")
@@ -108,6 +109,11 @@ func parse(args []string, out io.Writer) (settings, error) {
 		}
 		if err := json.Unmarshal([]byte(v), &list); err != nil {
 			return err
+		}
+		for _, fault := range list {
+			if !slices.Contains(hubtest.FaultKinds(), fault.Kind) {
+				return fmt.Errorf("there is no fault %s; there are %v", fault.Kind, hubtest.FaultKinds())
+			}
 		}
 		s.faults = append(s.faults, list...)
 		return nil
