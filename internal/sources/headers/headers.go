@@ -198,6 +198,14 @@ func (c *cursor) take(n uint64, what string) ([]byte, error) {
 	return c.buf[from : from+size], nil
 }
 
+// ahead returns the bytes from the position on that were read already, at most to the end of the file.
+func (c *cursor) ahead() []byte {
+	if c.pos < c.at || c.pos >= c.at+int64(len(c.buf)) {
+		return nil
+	}
+	return c.buf[c.pos-c.at:]
+}
+
 func (c *cursor) skip(n uint64, what string) error {
 	if err := c.check(n, what); err != nil {
 		return err

@@ -238,6 +238,9 @@ func TestGGUFHostile(t *testing.T) {
 			allocated := testing.AllocsPerRun(1, func() {
 				_, err := readGGUF(tt.file)
 				corrupt(t, err, tt.words)
+				n := serve(map[string][]byte{"m.gguf": tt.file})
+				_, err = headers.SketchGGUF(n.list(), n.open, headers.Hints{})
+				corrupt(t, err, tt.words)
 			})
 			if allocated > 1000 {
 				t.Errorf("%v allocations for a file of %d bytes", allocated, len(tt.file))
@@ -319,6 +322,22 @@ func TestRealGGUF(t *testing.T) {
 	}
 	_, err = headers.ReadGGUF(f, info.Size()-1)
 	corrupt(t, err, "1 bytes are missing")
+
+	// From the first read alone: the same, but for what stands behind the vocabulary.
+	sketched, err := headers.SketchGGUF([]registry.File{{Path: name, Size: info.Size()}}, func(name string) (headers.File, error) { return os.Open(name) }, headers.Hints{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%+v", sketched)
+	off := float64(sketched.Parameters)/float64(got.Parameters) - 1
+	bytesOff := float64(sketched.WeightBytes)/float64(got.WeightBytes) - 1
+	if off < -0.15 || off > 0.15 || bytesOff < 0 || bytesOff > 0.05 {
+		t.Errorf("%d parameters in %d bytes, want %d in %d", sketched.Parameters, sketched.WeightBytes, got.Parameters, got.WeightBytes)
+	}
+	sketched.Parameters, sketched.WeightBytes, sketched.ChatTemplate, sketched.Notes = got.Parameters, got.WeightBytes, got.ChatTemplate, got.Notes
+	if d := cmp.Diff(got, sketched); d != "" {
+		t.Error(d)
+	}
 }
 
 func readST(b []byte) (headers.Safetensors, error) {

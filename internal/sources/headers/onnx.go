@@ -2,6 +2,7 @@ package headers
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"maps"
@@ -64,7 +65,7 @@ type ONNX struct {
 // Limits on an ONNX graph. The largest, of models with thousands of layers' worth of nodes, have some 100,000 nodes and as
 // many weights; the format itself ends at 2 GiB.
 const (
-	maxONNXFields = 1 << 23
+	maxONNXFields = 1 << 22
 	maxONNXDepth  = 16 // of graphs within the nodes of graphs
 	maxONNXText   = 4096
 	maxONNXDims   = 64
@@ -126,6 +127,11 @@ type onnxScan struct {
 
 // varint reads a number of protobuf's base-128 kind.
 func (s *onnxScan) varint() (uint64, error) {
+	if b := s.c.ahead(); len(b) >= binary.MaxVarintLen64 {
+		if v, n := binary.Uvarint(b); n > 0 {
+			return v, s.c.skip(uint64(n), "a number")
+		}
+	}
 	var v uint64
 	for shift := uint(0); shift < 64; shift += 7 {
 		b, err := s.c.take(1, "a number")

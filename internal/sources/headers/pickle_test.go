@@ -44,6 +44,9 @@ func TestPickles(t *testing.T) {
 		t.Errorf("got %+v, %v", f, err)
 	}
 	for n := range len(whole) {
+		if n > 300 && n < len(whole)-600 && n%53 != 0 {
+			continue // tensors
+		}
 		if _, err := readFolder(pickled(whole[:n], sourcetest.LlamaConfig), registry.FormatTransformersPT); err == nil {
 			t.Fatalf("%d of %d bytes were taken for the whole", n, len(whole))
 		}

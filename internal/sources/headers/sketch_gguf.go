@@ -6,6 +6,7 @@ import (
 	"io"
 	"path"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
@@ -51,14 +52,22 @@ func SketchGGUF(files []registry.File, open Opener, hints Hints) (registry.Facts
 		if f.Quantization == "" {
 			f.Quantization = QuantizationOf(first)
 		}
-		f.DType = strings.ToLower(f.Quantization)
-		f.Parameters = hints.Total
-		if bits := bitsPerWeight[f.Quantization]; f.Parameters <= 0 && bits > 0 {
+		f.DType = mixture.ReplaceAllString(strings.ToLower(strings.TrimPrefix(f.Quantization, "UD-")), "$1")
+		f.Parameters = max(hints.Total, 0)
+		if bits := bitsPerWeight[f.Quantization]; f.Parameters == 0 && bits > 0 {
 			f.Parameters = int64(float64(bytes) * 8 / bits)
 			f.Notes = append(f.Notes, fmt.Sprintf("The number of parameters is derived from the size of the files, as usual for %s.", f.Quantization))
 		}
+		if f.Parameters == 0 {
+			if f.Parameters = labelled(g.text("general.size_label")); f.Parameters > 0 {
+				f.Notes = append(f.Notes, "The number of parameters is the rounded one that the file is labelled with.")
+			}
+		}
 		if plainTypes[f.DType] {
 			f.Quantization = ""
+		}
+		if !f.ChatTemplate && hints.Total == 0 && !hints.ChatTemplate {
+			f.Notes = append(f.Notes, "Whether it has a chat template is seen when it was fetched: that stands behind the vocabulary.")
 		}
 		return nil
 	})
@@ -67,6 +76,25 @@ func SketchGGUF(files []registry.File, open Opener, hints Hints) (registry.Facts
 		f.Licence = clean(hints.Licence)
 	}
 	return f, err
+}
+
+// mixture is a quantisation that is named after the type of most of its tensors: q4_k_m mixes q4_k and q6_k.
+var mixture = regexp.MustCompile(`^(q\d_k)_[a-z]+$`)
+
+// labelled reads a size such as 8B or 0.5B; of experts, 8x7B, it tells too little.
+func labelled(size string) int64 {
+	number, billions := strings.CutSuffix(size, "B")
+	if !billions {
+		number, _ = strings.CutSuffix(size, "M")
+	}
+	n, err := strconv.ParseFloat(number, 64)
+	if err != nil || !(n > 0 && n < 1e5) || number == size {
+		return 0
+	}
+	if billions {
+		n *= 1000
+	}
+	return int64(n * 1e6)
 }
 
 // beginning reads as many keys as stand in the first bytes of a GGUF file, and reports whether that was the whole header.

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -124,9 +125,21 @@ type tensor struct {
 	shape []int64
 }
 
-// build returns the model, its parameters and the bytes of its tensors.
+// built are the models that were built, by the names of their shards: building takes seconds under the race detector.
+var built sync.Map
+
+// build returns the model, its parameters and the bytes of its tensors. What is returned may be changed.
 func (b big) build(t *testing.T) (n *network, parameters, bytesOf int64) {
 	t.Helper()
+	type model struct {
+		n                   network
+		parameters, bytesOf int64
+	}
+	if m, ok := built.Load(b.name); ok {
+		m := m.(model)
+		return &network{files: maps.Clone(m.n.files)}, m.parameters, m.bytesOf
+	}
+	defer func() { built.Store(b.name, model{network{files: maps.Clone(n.files)}, parameters, bytesOf}) }()
 	n = serve(map[string][]byte{"config.json": []byte(b.config), "tokenizer.json": make([]byte, 9<<20),
 		"tokenizer_config.json": []byte(`{"chat_template": "x"}`), "README.md": []byte("---\nlicense: llama3\n---\n" + strings.Repeat("text ", 8000))})
 	weightMap := map[string]string{}
@@ -342,12 +355,22 @@ func TestSketchGGUF(t *testing.T) {
 		n.requests, n.bytes = 0, 0
 		f, err := headers.SketchGGUF(n.list(), n.open, hints)
 		t.Logf("%d reads of %d bytes: %+v", n.requests, n.bytes, f)
-		if err != nil || n.requests != 1 || n.bytes > 300_000 || f.Quantization != "Q4_K_M" || f.WeightBytes != 40<<30 || f.Layers != 2 || f.KVHeads != 2 ||
+		if err != nil || n.requests != 1 || n.bytes > 300_000 || f.Quantization != "Q4_K_M" || f.DType != "q4_k" || f.WeightBytes != 40<<30 || f.Layers != 2 || f.KVHeads != 2 ||
 			!f.Tokenizer || f.ContextLength != 2048 || f.Gated != hints.Gated || f.ChatTemplate != hints.ChatTemplate || f.Licence != "apache-2.0" {
 			t.Errorf("got %+v, %v", f, err)
 		}
-		if derived := f.Parameters > 69e9 && f.Parameters < 71e9; !derived || (hints.Total == 0) != (len(f.Notes) == 1) {
+		if derived := f.Parameters > 69e9 && f.Parameters < 71e9; !derived || (hints.Total == 0) != (len(f.Notes) == 2) {
 			t.Errorf("%d parameters, %q", f.Parameters, f.Notes)
+		}
+	}
+	// A quantisation of which nothing is known: the size that the file is labelled with.
+	delete(keys, "general.file_type")
+	for label, want := range map[string]int64{"8B": 8e9, "0.5B": 5e8, "135M": 135e6, "8x7B": 0, "B": 0, "": 0, "-1B": 0, "1e300B": 0} {
+		keys["general.size_label"] = label
+		n = &network{files: map[string]remote{"UD-Q3_K_XL.gguf": {sourcetest.GGUF(keys, nil), 4 << 30}}}
+		f, err := headers.SketchGGUF(n.list(), n.open, headers.Hints{})
+		if err != nil || f.Parameters != want || f.Quantization != "UD-Q3_K_XL" || f.DType != "q3_k" {
+			t.Errorf("%q: got %+v, %v", label, f, err)
 		}
 	}
 	_, err = headers.SketchGGUF(nil, n.open, headers.Hints{})
