@@ -69,7 +69,7 @@ func (b *bench) fullRegistry(ctx context.Context) (dir, file string, err error) 
 	return dir, file, nil
 }
 
-// moderate is how many entries the models file has beside which one model is registered.
+// moderate is how many entries the models file has at first, beside which models are registered and written back.
 const moderate = 200
 
 func fill(ctx context.Context, path string, n int) (err error) {
