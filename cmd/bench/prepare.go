@@ -31,8 +31,10 @@ func modelAt(i int) registry.Model {
 		m.SourcePath = fmt.Sprintf("s3://models/%s/%06d", f, i)
 	case registry.SourceExternal:
 		m.SourcePath = fmt.Sprintf("http://engine-%d.internal:8000", i)
-	case registry.SourceHuggingFace, registry.SourceOllama:
+	case registry.SourceHuggingFace:
 		m.SourcePath = m.ModelID
+	case registry.SourceOllama:
+		m.SourcePath, m.ModelFormat = m.ModelID, registry.FormatGGUF
 	}
 	return m.WithDefaults()
 }
