@@ -139,10 +139,13 @@ type noticed struct {
 }
 
 const (
-	noticers    = 2                      // looks at once
-	noticeQueue = 2048                   // looks that may wait
-	noticeLimit = time.Minute            // for one look
-	noticePause = 200 * time.Millisecond // results of so long are stored in one write
+	noticers    = 2    // looks at once
+	noticeQueue = 2048 // looks that may wait
+	// Of an import of more models nobody is told each by itself, and they are looked at when somebody asks for them: a
+	// source would take thousands of looks at once for an attack.
+	noticeImports = 100
+	noticeLimit   = time.Minute            // for one look
+	noticePause   = 200 * time.Millisecond // results of so long are stored in one write
 )
 
 func newNoticer(m *Manager) *noticer {

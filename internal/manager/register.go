@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/industriverse/llmmodelmanager/internal/manifest"
@@ -290,7 +291,7 @@ func (m *Manager) Import(ctx context.Context, doc *manifest.Document, o PutOptio
 	res.Added, res.Changed, res.Unchanged = append(res.Added, added...), append(res.Changed, changed...), append(res.Unchanged, unchanged...)
 	for i, ids := range [][]string{added, changed} {
 		kind := []registry.EventKind{registry.EventModelRegistered, registry.EventModelUpdated}[i]
-		if len(ids) > 100 {
+		if len(ids) > noticeImports {
 			// Thousands of events would only push others out of the replay: everybody takes a fresh snapshot instead.
 			m.bus.Publish(registry.EventReset, "", map[string]int{"models": len(ids)})
 			continue
@@ -349,6 +350,11 @@ func (m *Manager) firstImport(ctx context.Context) error {
 	}
 	doc.Issues = append(doc.Issues, issues...)
 	m.setManifest(nil, doc.Issues)
+	if n := len(added) + len(changed); n <= noticeImports {
+		for _, id := range slices.Concat(added, changed) {
+			m.noticer.notice(id)
+		}
+	}
 	m.log.Info("Models file imported", "path", m.Manifest.Path(), "added", len(added), "changed", len(changed), "left_out", len(doc.Issues))
 	return m.store.SetSetting(ctx, key, m.now().UTC().Format("2006-01-02T15:04:05Z"))
 }
