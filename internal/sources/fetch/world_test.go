@@ -109,19 +109,24 @@ func (h *hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (h *hub) send(w http.ResponseWriter, q request, body []byte, pipe func(request, int64, []byte) ([]byte, error)) {
 	if pipe == nil {
-		n, _ := w.Write(body)
-		h.served.Add(int64(n))
+		h.write(w, body)
 		return
 	}
 	for off := 0; off < len(body); off += 32 << 10 {
 		chunk, err := pipe(q, q.off+int64(off), body[off:min(off+32<<10, len(body))])
-		n, werr := w.Write(chunk)
-		h.served.Add(int64(n))
-		if err != nil || werr != nil {
+		if werr := h.write(w, chunk); err != nil || werr != nil {
 			panic(http.ErrAbortHandler)
 		}
 		_ = http.NewResponseController(w).Flush()
 	}
+}
+
+// write counts before it writes: a client that has its last bytes may look at the count at once.
+func (h *hub) write(w http.ResponseWriter, b []byte) error {
+	h.served.Add(int64(len(b)))
+	n, err := w.Write(b)
+	h.served.Add(int64(n - len(b)))
+	return err
 }
 
 // etag names a content cheaply, as it is made for every answer.
