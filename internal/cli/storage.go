@@ -329,7 +329,7 @@ func (c *storageRetentionCmd) Run(e *env) error {
 	set("max_bytes", c.MaxBytes != nil, deref(c.MaxBytes))
 	set("include_used", c.IncludeUsed != nil, deref(c.IncludeUsed))
 	if changed && !c.DryRun { // a dry run tries a policy without setting it
-		if raw, err = c.put(e, path, r, nil); err != nil {
+		if raw, err = c.put(e, path, r); err != nil {
 			return err
 		}
 	}
@@ -370,12 +370,12 @@ func deref[T any](p *T) (v T) {
 }
 
 // put sends a JSON body with PUT.
-func (r *remote) put(e *env, path string, in, out any) ([]byte, error) {
+func (r *remote) put(e *env, path string, in any) ([]byte, error) {
 	b, err := json.Marshal(in)
 	if err != nil {
 		return nil, err
 	}
-	raw, _, err := r.call(e.ctx, http.MethodPut, path, stdbytes.NewReader(b), "application/json", out)
+	raw, _, err := r.call(e.ctx, http.MethodPut, path, stdbytes.NewReader(b), "application/json", nil)
 	return raw, err
 }
 
@@ -402,7 +402,7 @@ func (c *storageLimitsCmd) Run(e *env) error {
 			}
 			l.Sources[registry.SourceType(name)] = n
 		}
-		if raw, err = c.put(e, path, l, nil); err != nil {
+		if raw, err = c.put(e, path, l); err != nil {
 			return err
 		}
 	}
@@ -425,11 +425,11 @@ func (c *storageRootsCmd) Run(e *env) error {
 	case (c.Any && c.Reset) || (len(c.Folders) > 0 && (c.Any || c.Reset)):
 		return errors.New("give folders, or --any, or --reset")
 	case len(c.Folders) > 0:
-		raw, err = c.put(e, path, map[string]any{"folders": c.Folders}, nil)
+		raw, err = c.put(e, path, map[string]any{"folders": c.Folders})
 	case c.Any:
-		raw, err = c.put(e, path, map[string]any{"folders": []string{}}, nil)
+		raw, err = c.put(e, path, map[string]any{"folders": []string{}})
 	case c.Reset:
-		raw, err = c.put(e, path, map[string]any{"folders": nil}, nil)
+		raw, err = c.put(e, path, map[string]any{"folders": nil})
 	default:
 		raw, _, err = c.call(e.ctx, http.MethodGet, path, nil, "", nil)
 	}
@@ -498,7 +498,7 @@ func (c *secretSetCmd) Run(e *env) error {
 	if value == "" {
 		return errors.New("there is nothing on standard input: pipe the secret's value into this command")
 	}
-	if _, err := c.put(e, c.path(c.Name), map[string]string{"value": value}, nil); err != nil {
+	if _, err := c.put(e, c.path(c.Name), map[string]string{"value": value}); err != nil {
 		return err
 	}
 	fmt.Fprintf(e.stdout, "Stored. Use it as secret:%s.\n", c.Name)

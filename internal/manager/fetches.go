@@ -78,7 +78,8 @@ func (m *Manager) joinFetch(key string, src sources.Source, snap sources.Snapsho
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if f := b.byKey[key]; f != nil {
-		return f, f.join(report)
+		id := f.join(report)
+		return f, id
 	}
 	ctx, cancel := context.WithCancel(m.ctx)
 	f := &sharedFetch{cancel: cancel, done: make(chan struct{}), waiting: map[int]func(registry.Progress){}}

@@ -370,7 +370,8 @@ func (t *touched) note(batch []*events.Message) {
 		switch m.Kind {
 		case registry.EventModelRegistered, registry.EventModelDeleted, registry.EventReset:
 			t.changed = true
-		case registry.EventModelUpdated, registry.EventModelStatus, registry.EventOperation, registry.EventResources, registry.EventEngine, registry.EventManifest:
+		case registry.EventModelUpdated, registry.EventModelStatus, registry.EventOperation, registry.EventResources, registry.EventEngine, registry.EventManifest,
+			registry.EventArtifact, registry.EventStorage:
 		}
 		if m.Subject != "" && m.Kind != registry.EventEngine {
 			t.models[m.Subject] = true

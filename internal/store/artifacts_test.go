@@ -18,6 +18,11 @@ func openHere(t *testing.T, path string) *store.Store {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return s
 }
 
@@ -94,7 +99,6 @@ func TestArtifacts(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = openHere(t, path)
-	defer s.Close()
 	if list, err := s.ListArtifacts(ctx, store.ArtifactQuery{}); err != nil || len(list) != 1 {
 		t.Errorf("%+v %v", list, err)
 	}
@@ -111,7 +115,6 @@ func TestFetchingRuntimes(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	s := openHere(t, filepath.Join(t.TempDir(), "r.db"))
-	defer s.Close()
 	states := []registry.ArtifactState{registry.ArtifactAbsent, registry.ArtifactResolving, registry.ArtifactFetching, registry.ArtifactVerifying, registry.ArtifactPresent, registry.ArtifactFailed}
 	for _, st := range states {
 		putPlain(t, s, string(st), "default", true)
@@ -134,7 +137,6 @@ func TestPausedOperationsStay(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	s := openHere(t, filepath.Join(t.TempDir(), "r.db"))
-	defer s.Close()
 	for id, st := range map[string]registry.OperationState{"1": registry.OperationPaused, "2": registry.OperationSucceeded, "3": registry.OperationQueued, "4": registry.OperationFailed} {
 		if err := s.PutOperation(ctx, registry.Operation{ID: id, Kind: registry.OperationFetch, Subject: "m", State: st}); err != nil {
 			t.Fatal(err)
@@ -153,7 +155,6 @@ func TestSecrets(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	s := openHere(t, filepath.Join(t.TempDir(), "r.db"))
-	defer s.Close()
 	if err := s.EnsureTeam(ctx, "vision"); err != nil {
 		t.Fatal(err)
 	}
