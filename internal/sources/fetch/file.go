@@ -144,7 +144,8 @@ func (r *run) prepare(f *file) (bool, error) {
 // leads to the file.
 func (r *run) lock(f *file) error {
 	for wait := 20 * time.Millisecond; ; wait = min(wait*3/2, 250*time.Millisecond) {
-		data, err := os.OpenFile(f.Partial, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o644) //nolint:gosec // models are for every user of the machine, as the Hub's own cache is
+		// Models are for every user of the machine, as the Hub's own cache is.
+		data, err := os.OpenFile(f.Partial, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o644)
 		if err != nil {
 			return r.diskError(f, err)
 		}

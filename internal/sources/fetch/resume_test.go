@@ -138,7 +138,7 @@ func TestPowerLoss(t *testing.T) {
 	kept, err := decodeJournal(raw, "another boot")
 	must(t, err)
 	// As it would be after the power came back: what was not synced is gone.
-	var lost spans = append(spans{}, kept.done...)
+	lost := append(spans{}, kept.done...)
 	partial, err := os.OpenFile(job.Files[0].Partial, os.O_RDWR, 0)
 	must(t, err)
 	for from := int64(0); ; {
