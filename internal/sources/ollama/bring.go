@@ -52,7 +52,7 @@ func (s *Source) Fetch(ctx context.Context, snap sources.Snapshot, report func(r
 		if err := p.fetched(); err != nil {
 			return registry.Artifact{}, err
 		}
-		gone, err := s.finish(ctx, name, m, snap.Main)
+		gone, err := s.finish(ctx, name, m)
 		if err != nil {
 			return registry.Artifact{}, err
 		}
@@ -68,10 +68,14 @@ func (s *Source) Fetch(ctx context.Context, snap sources.Snapshot, report func(r
 	if err := s.forget(ctx, m.digest); err != nil {
 		return registry.Artifact{}, err
 	}
+	facts, err := s.exact(ctx, name, m, snap.Main)
+	if err != nil {
+		return registry.Artifact{}, err
+	}
 	_ = p.verify(p.total) // there is nothing left to be cancelled
 	return registry.Artifact{
 		Path: filepath.Join(s.dir, snap.Main), Revision: snap.Revision, Files: snap.Files, Bytes: snap.Bytes,
-		Facts: snap.Facts, At: s.now().UTC(),
+		Facts: facts, At: s.now().UTC(),
 	}, nil
 }
 
@@ -164,7 +168,7 @@ func (s *Source) keep(partial string, l layer) error {
 }
 
 // finish puts the blobs in their places, and then the manifest. gone is a blob that is neither here nor there.
-func (s *Source) finish(ctx context.Context, name Name, m *manifest, main string) (gone string, err error) {
+func (s *Source) finish(ctx context.Context, name Name, m *manifest) (gone string, err error) {
 	unlock, err := s.lock(ctx)
 	if err != nil {
 		return "", err
@@ -190,14 +194,28 @@ func (s *Source) finish(ctx context.Context, name Name, m *manifest, main string
 	if err := syncFolder(s.blobs()); err != nil {
 		return "", explainDisk(s.blobs(), err)
 	}
-	for _, w := range m.Layers {
-		if w.path() == main {
-			if _, err := factsOnDisk(ctx, s.blob(w.file()), w.Size); err != nil {
-				return "", headers.InFile(err, s.blob(w.file()))
-			}
-		}
-	}
 	return "", s.publish(name, m)
+}
+
+// exact returns the facts of a model whose blobs are in their places: from afar only the beginning of the header was seen.
+func (s *Source) exact(ctx context.Context, name Name, m *manifest, main string) (registry.Facts, error) {
+	l := &look{name: name, manifest: m}
+	conf, err := s.config(ctx, l)
+	if err != nil {
+		return registry.Facts{}, err
+	}
+	weights, err := m.weights(name, conf)
+	if err != nil {
+		return registry.Facts{}, err
+	}
+	if weights.path() != main {
+		return registry.Facts{}, registry.Errorf(registry.CodeInvalid, "the weights of %s are in %s, not in %s; look the model up again", name, weights.path(), quote(main))
+	}
+	facts, _, err := s.facts(ctx, l, conf, weights)
+	if err == nil {
+		err = s.describe(ctx, l, conf, weights, &facts)
+	}
+	return facts, headers.InFile(err, name.String())
 }
 
 // publish writes the manifest under its name, the one that was there before under its digest.

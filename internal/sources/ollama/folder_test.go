@@ -52,7 +52,7 @@ func TestOffline(t *testing.T) {
 	if err != nil || again.OnDisk != again.Bytes || again.Cost.Requests != 1 {
 		t.Errorf("%d of %d on disk for %+v, %v", again.OnDisk, again.Bytes, again.Cost, err)
 	}
-	for status, word := range map[int]string{http.StatusServiceUnavailable: "could not be asked", http.StatusNotFound: "on this machine only"} {
+	for word, status := range map[string]int{"could not be asked": http.StatusServiceUnavailable, "on this machine only": http.StatusNotFound} {
 		gate.answer(func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(status); return true })
 		for _, name := range []string{path, gate.host + "/team/m@" + was.Revision} {
 			snap, got, err := bring(t, s, ref(name))
@@ -65,6 +65,7 @@ func TestOffline(t *testing.T) {
 	if err := os.Remove(a.Path); err != nil {
 		t.Fatal(err)
 	}
+	gate.answer(func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(http.StatusNotFound); return true })
 	if _, err = s.Resolve(t.Context(), ref(path)); registry.CodeOf(err) != registry.CodeNotFound {
 		t.Errorf("half a model: %v", err)
 	}

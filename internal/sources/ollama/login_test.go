@@ -139,7 +139,6 @@ type tokens struct {
 	cert []byte
 	mu   sync.Mutex
 	seen []string // account of each request, "" for none
-	life time.Duration
 }
 
 func newTokens(t *testing.T) *tokens {
@@ -152,7 +151,7 @@ func newTokens(t *testing.T) *tokens {
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "tokens"}, IsCA: true, BasicConstraintsValid: true,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 	}
-	k := &tokens{key: key, life: time.Hour}
+	k := &tokens{key: key}
 	if k.cert, err = x509.CreateCertificate(rand.Reader, template, template, key.Public(), key); err != nil {
 		t.Fatal(err)
 	}
@@ -192,7 +191,7 @@ func (k *tokens) token(scopes []string, service string) string {
 		return base64.RawURLEncoding.EncodeToString(text)
 	}
 	text := part(map[string]any{"typ": "JWT", "alg": "ES256", "x5c": []string{base64.StdEncoding.EncodeToString(k.cert)}}) + "." + part(map[string]any{
-		"iss": "tokens", "sub": "alice", "aud": service, "exp": now.Add(k.life).Unix(), "nbf": now.Add(-time.Minute).Unix(),
+		"iss": "tokens", "sub": "alice", "aud": service, "exp": now.Add(time.Hour).Unix(), "nbf": now.Add(-time.Minute).Unix(),
 		"iat": now.Unix(), "jti": rand.Text(), "access": access,
 	})
 	sum := sha256.Sum256([]byte(text))
@@ -291,5 +290,38 @@ func TestKey(t *testing.T) {
 	wantGated(t, err, "username")
 	if _, _, err := bring(t, newSource(t, t.TempDir(), func(o *ollama.Options) { o.Insecure, o.Key = []string{gate.host}, file }), m); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestTokenExpires: a token that is good for a while is asked for again in the middle of a fetch.
+func TestTokenExpires(t *testing.T) {
+	reg := ollamatest.StartRegistry(t, ollamatest.RegistryOptions{})
+	reg.Push(t, "team/m", "1", []byte(config), tiny(1), license("x"))
+	gate := newFront(t, reg.Host)
+	var mu sync.Mutex
+	given, left := 0, 0 // tokens, and how many requests the last is good for
+	gate.answer(func(w http.ResponseWriter, r *http.Request) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if r.URL.Path == "/token" {
+			given++
+			left = 2
+			fmt.Fprintf(w, `{"access_token":"granted %d"}`, given)
+			return true
+		}
+		if left == 0 || r.Header.Get("Authorization") != fmt.Sprintf("Bearer granted %d", given) {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="/token"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return true
+		}
+		left--
+		return false
+	})
+	_, a, err := bring(t, newSource(t, t.TempDir(), insecure(gate.host)), ref(gate.host+"/team/m:1"))
+	if err != nil || !exists(t, a.Path) {
+		t.Fatal(err)
+	}
+	if given < 3 {
+		t.Errorf("%d tokens were given", given)
 	}
 }

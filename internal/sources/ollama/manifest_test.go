@@ -107,6 +107,14 @@ func TestLicenceOf(t *testing.T) {
 	}
 }
 
+func TestParameters(t *testing.T) {
+	for in, want := range map[string]int64{"134.52M": 134_520_000, "70.6B": 70_600_000_000, "8B": 8_000_000_000, "1.04T": 1_040_000_000_000, "4.16K": 4160, "": 0, "many": 0, "-1B": 0, "1e9B": 0, "7b": 0, "99999B": 0} {
+		if got := parameters(in); got != want {
+			t.Errorf("%q: %d, want %d", in, got, want)
+		}
+	}
+}
+
 func TestReadParams(t *testing.T) {
 	got := strings.Join(readParams([]byte(`{"stop":["<|im_end|>","x"],"num_ctx":4096,"temperature":0.6}`)), ", ")
 	if want := `num_ctx 4096, stop ["<|im_end|>","x"], temperature 0.6`; got != want {

@@ -89,6 +89,14 @@ func TestOllamaUsesWhatIsFetched(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// From afar little was read, and the numbers are the library's; here they are exact.
+	t.Logf("looked up with %d requests and %d bytes", snap.Cost.Requests, snap.Cost.Bytes)
+	if snap.Cost.Requests > 8 || snap.Cost.Bytes > 400<<10 || snap.Facts.Parameters != 134520000 || snap.Facts.Quantization != "Q4_1" || snap.Facts.Layers != 30 {
+		t.Errorf("looked up for %+v: %+v", snap.Cost, snap.Facts)
+	}
+	if a.Facts.Parameters != 134515008 || !a.Facts.ChatTemplate || a.Facts.Licence == "" {
+		t.Errorf("fetched: %+v", a.Facts)
+	}
 	gate.Close()
 
 	// What a fetch has so far, of days ago: Ollama removes what it does not know when it is older than an hour.
@@ -170,12 +178,12 @@ func TestPushedByOllama(t *testing.T) {
 	maker.Stop(t)
 
 	dir := t.TempDir()
-	snap, _, err := bring(t, newSource(t, dir, insecure(reg.Host)), ref(name))
+	_, a, err := bring(t, newSource(t, dir, insecure(reg.Host)), ref(name))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if notes := strings.Join(snap.Facts.Notes, " "); snap.Facts.Parameters != 134515008 || !strings.Contains(notes, "num_ctx 1024") || !strings.Contains(notes, "system prompt") {
-		t.Errorf("facts %+v", snap.Facts)
+	if notes := strings.Join(a.Facts.Notes, " "); a.Facts.Parameters != 134515008 || !strings.Contains(notes, "num_ctx 1024") || !strings.Contains(notes, "system prompt") {
+		t.Errorf("facts %+v", a.Facts)
 	}
 	taker := ollamatest.StartOllama(t, dir)
 	if show := taker.Call(t, http.MethodPost, "/api/show", map[string]any{"model": name}); show["system"] != "You are brief." {

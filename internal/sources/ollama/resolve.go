@@ -7,7 +7,10 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"math"
 	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -50,10 +53,10 @@ func (s *Source) Resolve(ctx context.Context, ref sources.Ref) (sources.Snapshot
 		}
 	}
 	var cost sources.Cost
-	if snap.Facts, cost, err = s.facts(ctx, l, weights); err != nil {
+	if snap.Facts, cost, err = s.facts(ctx, l, conf, weights); err != nil {
 		return snap, headers.InFile(err, l.name.String())
 	}
-	if err := s.describe(ctx, l, conf, &snap.Facts); err != nil {
+	if err := s.describe(ctx, l, conf, weights, &snap.Facts); err != nil {
 		return snap, err
 	}
 	if l.session != nil {
@@ -111,8 +114,9 @@ func (s *Source) text(ctx context.Context, l *look, b layer, limit int64) ([]byt
 	return l.session.small(ctx, b, limit)
 }
 
-// facts reads the header of the weights.
-func (s *Source) facts(ctx context.Context, l *look, b layer) (registry.Facts, sources.Cost, error) {
+// facts reads the header of the weights: all of it where they are on this disk, and what stands before the vocabulary, some
+// 256 KiB, where they are not.
+func (s *Source) facts(ctx context.Context, l *look, conf config, b layer) (registry.Facts, sources.Cost, error) {
 	if s.has(b.file(), b.Size) {
 		facts, err := factsOnDisk(ctx, s.path(b.file(), b.Size), b.Size)
 		return facts, sources.Cost{}, headers.InFile(err, b.path())
@@ -121,8 +125,29 @@ func (s *Source) facts(ctx context.Context, l *look, b layer) (registry.Facts, s
 		return registry.Facts{}, sources.Cost{}, headers.Missing("Pull or fetch the model again", "%s is gone", s.blob(b.file()))
 	}
 	r := fetch.ReaderAt(ctx, l.session.remote(b), b.Size, fetch.ReaderOptions{})
-	facts, err := headers.ReadGGUF(r, b.Size)
+	facts, err := headers.SketchGGUF([]registry.File{{Path: b.path(), Size: b.Size}},
+		func(string) (headers.File, error) { return remoteFile{r}, nil }, headers.Hints{Total: parameters(conf.ModelType)})
 	return facts, sources.Cost{Requests: r.Requests(), Bytes: r.Bytes()}, headers.InFile(err, b.path())
+}
+
+// remoteFile is a file that there is nothing to be closed of.
+type remoteFile struct{ *fetch.RangeReader }
+
+func (remoteFile) Close() error { return nil }
+
+var modelType = regexp.MustCompile(`^(\d{1,4}(?:\.\d{1,4})?)([KMBT])$`)
+
+// parameters reads the number of parameters as Ollama writes it for people: 134.52M, 70.6B; 0 when it is something else.
+func parameters(s string) int64 {
+	m := modelType.FindStringSubmatch(s)
+	if m == nil {
+		return 0
+	}
+	n, err := strconv.ParseFloat(m[1], 64)
+	if err != nil {
+		return 0
+	}
+	return int64(math.Round(n * map[string]float64{"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[m[2]]))
 }
 
 func factsOnDisk(ctx context.Context, path string, size int64) (registry.Facts, error) {
@@ -148,7 +173,7 @@ func (r readerIn) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // describe adds what the library itself says about a model to what its weights say.
-func (s *Source) describe(ctx context.Context, l *look, conf config, f *registry.Facts) error {
+func (s *Source) describe(ctx context.Context, l *look, conf config, weights layer, f *registry.Facts) error {
 	note := func(format string, args ...any) { f.Notes = append(f.Notes, fmt.Sprintf(format, args...)) }
 	m := l.manifest
 	f.Notes = append(f.Notes, l.notes...)
@@ -165,7 +190,12 @@ func (s *Source) describe(ctx context.Context, l *look, conf config, f *registry
 	for _, d := range m.of(kindDraft) {
 		note("A draft model of %s belongs to it, which only the engine ollama uses.", registry.Bytes(d.Size))
 	}
-	if !f.ChatTemplate && len(m.of(kindTemplate))+len(m.of(kindPrompt)) > 0 && !f.Embedding {
+	switch template := len(m.of(kindTemplate))+len(m.of(kindPrompt)) > 0; {
+	case f.ChatTemplate || f.Embedding:
+	case !s.has(weights.file(), weights.Size) && parameters(conf.ModelType) == 0: // the sketch has said so
+	case !s.has(weights.file(), weights.Size):
+		note("Whether it has a chat template that llamacpp can use is seen once it was fetched: that stands at the end of the header.")
+	case template:
 		note("Its chat template is in Ollama's own language: the engine ollama applies it, llamacpp does not.")
 	}
 	if len(m.of(kindSystem)) > 0 || len(m.of(kindMessages)) > 0 {
