@@ -166,10 +166,11 @@ func allocated(t *testing.T, server, path string) (float64, string) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
+	ended := make(chan struct{})
 	go func() {
-		ended <- cmd.Wait()
-		_ = w.Close() // never fails
+		_ = cmd.Wait() // killed, or gone because it has no vocabulary
+		_ = w.Close()  // never fails
+		close(ended)
 	}()
 	var tail bytes.Buffer
 	seen := map[string]float64{} // the engine tells it once while it looks how much fits, and once more
@@ -186,7 +187,7 @@ func allocated(t *testing.T, server, path string) (float64, string) {
 			cancel()
 		}
 	}
-	<-ended // killed, or gone because it has no vocabulary
+	<-ended
 	var sum float64
 	for _, n := range seen {
 		sum += n

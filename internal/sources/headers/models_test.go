@@ -307,6 +307,36 @@ func TestFactsOfKinds(t *testing.T) {
 	}
 }
 
+// FuzzExtras: whatever the small files beside the weights say.
+func FuzzExtras(f *testing.F) {
+	f.Add([]byte(`{"chat_template": [{"name": "default", "template": "{{ x }}"}], "auto_map": {"AutoTokenizer": ["a", null]}}`), []byte("---\nlicense: mit\n---\n"), []byte(`{"base_model_name_or_path": "x"}`))
+	f.Add([]byte(`{"added_tokens_decoder": {}}`), []byte("---\r\nlicense:\r\n- mit\r\n"), []byte(`[]`))
+	f.Fuzz(func(t *testing.T, tokenizer, card, adapter []byte) {
+		files := sourcetest.SafetensorsFolder(1)
+		files["tokenizer_config.json"], files["README.md"], files["adapter_config.json"] = tokenizer, card, adapter
+		whole, err := readFolder(files, registry.FormatSafetensors)
+		sketch, err2 := sketchFolder(files, registry.FormatSafetensors)
+		for _, err := range []error{err, err2} {
+			if err != nil && registry.CodeOf(err) == registry.CodeInternal {
+				t.Fatalf("an error without a code: %v", err)
+			}
+		}
+		if err == nil && err2 == nil && len(tokenizer) < 100<<10 && whole.Facts.Licence != sketch.Facts.Licence || len(whole.Facts.Licence) > 200 {
+			t.Fatalf("%q and %q", whole.Facts.Licence, sketch.Facts.Licence)
+		}
+		// Without weights the adapter's own words are repeated.
+		for name := range files {
+			if headers.FormatOf(name) != "" {
+				delete(files, name)
+			}
+		}
+		delete(files, "model.safetensors.index.json")
+		if _, err := readFolder(files, registry.FormatSafetensors); err == nil || registry.CodeOf(err) == registry.CodeInternal || len(err.Error()) > 1000 {
+			t.Fatalf("an adapter alone: %v", err)
+		}
+	})
+}
+
 // TestLicences: from the front matter, however long it is.
 func TestLicences(t *testing.T) {
 	long := "---\nlanguage:\n" + string(bytes.Repeat([]byte("- en\n"), 2000)) + "license: gemma\n---\n"
