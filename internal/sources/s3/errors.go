@@ -41,7 +41,7 @@ func (c *connection) explain(err error, key string, retry bool) error {
 	}
 	var answer minio.ErrorResponse
 	if !errors.As(err, &answer) {
-		out, passes := c.network(err)
+		passes, out := c.network(err)
 		if retry && passes {
 			return fetch.Transient(c.at.Host, err) // a network that is gone is waited for
 		}
@@ -140,7 +140,7 @@ func (c *connection) changed(what string) error {
 }
 
 // network explains an error below the protocol, and tells whether it may pass by itself.
-func (c *connection) network(err error) (error, bool) {
+func (c *connection) network(err error) (passes bool, explained error) {
 	cause := err
 	var u *url.Error
 	if errors.As(err, &u) {
@@ -159,23 +159,23 @@ func (c *connection) network(err error) (error, bool) {
 	at := c.host()
 	switch {
 	case errors.As(err, &unknown):
-		return c.fail(registry.CodeUnavailable, "the certificate of %s is signed by nobody this machine knows; add the authority to the system's certificates (or SSL_CERT_FILE) and restart", at), false
+		return false, c.fail(registry.CodeUnavailable, "the certificate of %s is signed by nobody this machine knows; add the authority to the system's certificates (or SSL_CERT_FILE) and restart", at)
 	case errors.As(err, &host):
-		return c.fail(registry.CodeUnavailable, "the certificate of %s is for another name: %s. Use the name in it as endpoint_url; for a bucket with dots in its name set path_style to true", at, c.scrub(host.Error())), false
+		return false, c.fail(registry.CodeUnavailable, "the certificate of %s is for another name: %s. Use the name in it as endpoint_url; for a bucket with dots in its name set path_style to true", at, c.scrub(host.Error()))
 	case errors.As(err, &badCert):
-		return c.fail(registry.CodeUnavailable, "the certificate of %s is not valid: %s. Check the clock of this machine and the certificate of the service", at, c.scrub(badCert.Error())), false
+		return false, c.fail(registry.CodeUnavailable, "the certificate of %s is not valid: %s. Check the clock of this machine and the certificate of the service", at, c.scrub(badCert.Error()))
 	case errors.As(err, &record), errors.As(err, &alert), plainHTTP:
-		return c.fail(registry.CodeInvalid, "%s does not speak TLS as asked (%s); begin endpoint_url with http:// if the service has none", at, c.scrub(cause.Error())), false
+		return false, c.fail(registry.CodeInvalid, "%s does not speak TLS as asked (%s); begin endpoint_url with http:// if the service has none", at, c.scrub(cause.Error()))
 	case errors.As(err, &dns) && dns.IsNotFound:
-		return c.fail(registry.CodeUnavailable, "no host is called %s; correct endpoint_url, or the network's name server", clip(dns.Name)), true
+		return true, c.fail(registry.CodeUnavailable, "no host is called %s; correct endpoint_url, or the network's name server", clip(dns.Name))
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return c.fail(registry.CodeUnavailable, "nothing listens at %s; start the service or correct endpoint_url", at), true
+		return true, c.fail(registry.CodeUnavailable, "nothing listens at %s; start the service or correct endpoint_url", at)
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return c.fail(registry.CodeUnavailable, "%s does not answer in time; check endpoint_url, the network and a firewall in between", at), true
+		return true, c.fail(registry.CodeUnavailable, "%s does not answer in time; check endpoint_url, the network and a firewall in between", at)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		return c.fail(registry.CodeUnavailable, "%s ended the connection early; try again", at), true
+		return true, c.fail(registry.CodeUnavailable, "%s ended the connection early; try again", at)
 	}
-	return c.fail(registry.CodeUnavailable, "%s cannot be reached: %s. Check endpoint_url and the network", at, c.scrub(cause.Error())), true
+	return true, c.fail(registry.CodeUnavailable, "%s cannot be reached: %s. Check endpoint_url and the network", at, c.scrub(cause.Error()))
 }
 
 // transient reports whether the answer says that another try may succeed.

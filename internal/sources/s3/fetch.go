@@ -257,7 +257,7 @@ func putIn(blob, to string) error {
 }
 
 func writeSynced(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o600) //nolint:gosec // a name of ours
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
@@ -266,7 +266,7 @@ func writeSynced(path string, b []byte) error {
 }
 
 func syncDir(path string) error {
-	d, err := os.Open(path) //nolint:gosec // a folder of ours
+	d, err := os.Open(path)
 	if err != nil {
 		return err
 	}

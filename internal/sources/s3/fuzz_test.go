@@ -1,9 +1,9 @@
 package s3
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/url"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -106,23 +106,22 @@ func FuzzAnswers(f *testing.F) {
 // FuzzRecord reads a damaged artifact.json: what it names stays within the folder.
 func FuzzRecord(f *testing.F) {
 	const rev = "s3-0123456789abcdef01234567"
-	f.Add(`{"version":1,"revision":"` + rev + `","files":[{"path":"a","size":0}]}`)
-	f.Add(`{"version":1,"revision":"` + rev + `","files":[{"path":"../artifact.json","size":1}]}`)
+	f.Add(`{"version":1,"revision":"` + rev + `","bytes":3,"main":"a","files":[{"path":"a","size":3}]}`)
+	f.Add(`{"version":1,"revision":"` + rev + `","files":[{"path":"../artifact.json","size":0}]}`)
+	f.Add(`{"version":1,"revision":"` + rev + `","main":"/etc/passwd","bytes":-2,"files":[{"path":"a","size":9223372036854775807},{"path":"b","size":9223372036854775807}]}`)
 	f.Add(`{"version":2}`)
 	f.Fuzz(func(t *testing.T, text string) {
-		folder := filepath.Join(t.TempDir(), rev)
-		if err := os.MkdirAll(filepath.Join(folder, filesDir), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(folder, artifactFile), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		r, err := readRecord(folder)
+		r, err := decodeRecord([]byte(text), rev)
 		if err != nil {
 			return
 		}
-		if len(r.Files) > 0 {
-			t.Errorf("files that are not there were found: %+v", r.Files)
+		for _, file := range append(r.Files, registry.File{Path: cmp.Or(r.Main, "main")}) {
+			if !filepath.IsLocal(filepath.FromSlash(file.Path)) || file.Size < 0 {
+				t.Errorf("it names %+v", file)
+			}
+		}
+		if r.Bytes < 0 {
+			t.Errorf("%d bytes", r.Bytes)
 		}
 	})
 }

@@ -146,7 +146,7 @@ func (remoteFile) Close() error { return nil }
 // inspect reads every header of a revision on disk, which is cheap there and was not over the network.
 func (j *job) inspect(folder string) error {
 	open := func(name string) (headers.File, error) {
-		return os.Open(filepath.Join(folder, filesDir, filepath.FromSlash(name))) //nolint:gosec // a name that is safe, in a folder of ours
+		return os.Open(filepath.Join(folder, filesDir, filepath.FromSlash(name)))
 	}
 	switch j.snap.Ref.Format {
 	case registry.FormatGGUF:

@@ -249,7 +249,7 @@ func (s *Source) Clean(ctx context.Context, before time.Time) (int64, error) {
 
 // removeIdle removes a file that nobody has locked: package fetch locks a partial file while it writes it.
 func removeIdle(path string) bool {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0) //nolint:gosec // a name of ours
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return false
 	}

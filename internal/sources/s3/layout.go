@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -96,7 +97,7 @@ func (h home) make(c *connection) error {
 // bucketOf returns the name of the bucket that a folder is of.
 func bucketOf(folder string) string {
 	var r bucketRecord
-	b, err := os.ReadFile(filepath.Join(folder, bucketFile)) //nolint:gosec // a folder of ours
+	b, err := os.ReadFile(filepath.Join(folder, bucketFile))
 	if err != nil || json.Unmarshal(b, &r) != nil || !bucketName.MatchString(r.Bucket) {
 		return filepath.Base(folder)
 	}
@@ -144,28 +145,40 @@ func choiceOf(set settings) string {
 
 // readRecord reads artifact.json of a revision's folder and checks that its files are there with their sizes.
 func readRecord(folder string) (record, error) {
-	var r record
-	b, err := os.ReadFile(filepath.Join(folder, artifactFile)) //nolint:gosec // a folder of ours
+	b, err := os.ReadFile(filepath.Join(folder, artifactFile))
 	if err != nil {
-		return r, err
+		return record{}, err
 	}
-	if err := json.Unmarshal(b, &r); err != nil {
+	r, err := decodeRecord(b, filepath.Base(folder))
+	if err != nil {
 		return r, fmt.Errorf("%s: %w", filepath.Join(folder, artifactFile), err)
 	}
-	if r.Version != recordVersion || r.Revision != filepath.Base(folder) {
-		return r, fmt.Errorf("%s is of another version or another folder", filepath.Join(folder, artifactFile))
-	}
 	for _, f := range r.Files {
-		if !safe(f.Path) {
-			return r, fmt.Errorf("%s names %q", filepath.Join(folder, artifactFile), f.Path)
-		}
-		info, err := os.Lstat(filepath.Join(folder, filesDir, filepath.FromSlash(f.Path)))
-		if err != nil {
-			return r, err
-		}
-		if !info.Mode().IsRegular() || info.Size() != f.Size {
+		if !isWhole(filepath.Join(folder, filesDir, filepath.FromSlash(f.Path)), f.Size) {
 			return r, fmt.Errorf("%s is not the file of %d bytes that was fetched", f.Path, f.Size)
 		}
+	}
+	return r, nil
+}
+
+// decodeRecord reads a record and refuses one that names files outside of its folder.
+func decodeRecord(b []byte, revision string) (record, error) {
+	var r record
+	if err := json.Unmarshal(b, &r); err != nil {
+		return record{}, err
+	}
+	if r.Version != recordVersion || r.Revision != revision {
+		return record{}, errors.New("it is of another version or another folder")
+	}
+	var sum int64
+	for _, f := range r.Files {
+		if !safe(f.Path) || f.Size < 0 || f.Size > math.MaxInt64-sum {
+			return record{}, fmt.Errorf("it names the file %q of %d bytes", clip(f.Path), f.Size)
+		}
+		sum += f.Size
+	}
+	if sum != r.Bytes || r.Main != "" && !safe(r.Main) {
+		return record{}, errors.New("its sums do not fit")
 	}
 	return r, nil
 }
@@ -244,7 +257,7 @@ func (r record) snapshot(ref sources.Ref) sources.Snapshot {
 func (h home) lock(ctx context.Context, rev string, wait bool) (unlock func(), err error) {
 	path := filepath.Join(h.models, lockName+rev)
 	for {
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600) //nolint:gosec // a name of ours
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
 		if err != nil {
 			return nil, err
 		}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"maps"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -149,8 +148,6 @@ func check(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
-
-var names atomic.Int64
 
 func TestMain(m *testing.M) {
 	if child() {

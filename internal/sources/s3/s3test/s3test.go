@@ -95,7 +95,7 @@ func start(t testing.TB) (*Server, error) {
 	l.Close()
 	buckets, versions, accounts := t.TempDir(), t.TempDir(), t.TempDir()
 	s := &Server{URL: "http://" + at, Folder: buckets, path: Find(t), done: make(chan struct{})}
-	s.cmd = exec.Command(s.path, "--port", at, "--region", Region, "--iam-dir", accounts, "--keep-alive", "--quiet", "posix", "--versioning-dir", versions, buckets)
+	s.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), s.path, "--port", at, "--region", Region, "--iam-dir", accounts, "--keep-alive", "--quiet", "posix", "--versioning-dir", versions, buckets)
 	s.cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY_ID="+AccessKey, "ROOT_SECRET_ACCESS_KEY="+SecretKey, "GOMAXPROCS=2")
 	s.cmd.Stdout, s.cmd.Stderr = &s.log, &s.log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
