@@ -1,6 +1,7 @@
 // Package headers reads what weights say about themselves: GGUF, safetensors, and a Hugging Face style folder with
 // its config.json. It needs an io.ReaderAt and a size, so that a file on disk and one behind HTTP Range look alike, and
-// it never reads the weights themselves.
+// it never reads the weights themselves. ReadFolder, ReadGGUF and CombineGGUF read every header and check that every file
+// is whole; Sketch and SketchGGUF find out nearly as much from a handful of reads, for files behind a network.
 //
 // Files come from strangers: every length and count is checked against the size of the file before anything is
 // allocated, memory is bounded by the limits below, and nothing panics. Errors are *registry.Error: CodeLoadingFailed

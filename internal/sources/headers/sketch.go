@@ -163,7 +163,10 @@ func (d *folder) sketchWeights(w *Weights, idx *index, cfg config, hints Hints) 
 	declared := idxTotal(idx, "total_parameters")
 	switch bits := float64(f.WeightBytes) * 8; {
 	case len(hints.Parameters) > 0:
-		f.Parameters, f.DType = q.hinted(hints.Parameters, f.WeightBytes)
+		var packed bool
+		if f.Parameters, f.DType, packed = q.hinted(hints.Parameters, f.WeightBytes); packed {
+			f.Notes = append(f.Notes, "The number of parameters is derived from that of packed elements: it is some percent too high.")
+		}
 	case all.exact && len(see) == len(w.Files):
 	case declared > 0 && bits/float64(declared) >= 1 && bits/float64(declared) <= 64 && f.Quantization == "":
 		f.Parameters = declared
@@ -310,34 +313,35 @@ func sampleOf(s Safetensors, size int64, q quantized, whole bool) sample {
 
 // hinted makes parameters of the elements that a source counted by type. Some count packed elements as they lie in the
 // file, some unpacked: what fits into the bytes of the weights is as in the file.
-func (q quantized) hinted(byType map[string]int64, weights int64) (int64, string) {
+func (q quantized) hinted(byType map[string]int64, weights int64) (parameters int64, dtype string, packed bool) {
 	var implied float64
 	for hub, n := range byType {
 		implied += float64(n) * float64(max(safetensorsBits[strings.ToUpper(hub)], 1)) / 8
 	}
-	packed := (q.method != "" || q.bits != 0) && implied <= float64(weights)*1.05
-	var sum int64
-	var best string
+	packable := (q.method != "" || q.bits != 0) && implied <= float64(weights)*1.05
 	var most float64
 	for _, hub := range slices.Sorted(maps.Keys(byType)) {
 		n := byType[hub]
 		if n < 0 || n > math.MaxInt64/64 {
 			continue
 		}
-		dtype := strings.ToLower(clean(hub))
-		unpacked, is := q.unpack(dtype, n)
+		was := strings.ToLower(clean(hub))
+		unpacked, is := q.unpack(was, n)
 		if is == "mxfp4" {
 			unpacked = unpacked / 17 * 16 // the scales are counted with them, one byte for 16
 		}
-		if packed {
-			n = unpacked
+		if q.float == "nvfp4" && was == "f8_e4m3" {
+			unpacked = 0 // scales
 		}
-		sum += min(n, math.MaxInt64/8-min(sum, math.MaxInt64/8))
-		if size := float64(byType[hub]) * float64(max(safetensorsBits[strings.ToUpper(dtype)], 1)); size > most {
-			most, best = size, is
+		if packable && unpacked != n {
+			n, packed = unpacked, true
+		}
+		parameters += min(n, math.MaxInt64/8-min(parameters, math.MaxInt64/8))
+		if size := float64(byType[hub]) * float64(max(safetensorsBits[strings.ToUpper(was)], 1)); size > most {
+			most, dtype = size, is
 		}
 	}
-	return sum, best
+	return parameters, dtype, packed
 }
 
 // sketchActive derives the parameters that one token passes through from the shape of the experts: three matrices of

@@ -66,6 +66,7 @@ func SketchGGUF(files []registry.File, open Opener, hints Hints) (registry.Facts
 		if plainTypes[f.DType] {
 			f.Quantization = ""
 		}
+		g.sketchActive(&f)
 		if !f.ChatTemplate && hints.Total == 0 && !hints.ChatTemplate {
 			f.Notes = append(f.Notes, "Whether it has a chat template is seen when it was fetched: that stands behind the vocabulary.")
 		}
@@ -76,6 +77,16 @@ func SketchGGUF(files []registry.File, open Opener, hints Hints) (registry.Facts
 		f.Licence = clean(hints.Licence)
 	}
 	return f, err
+}
+
+// sketchActive derives the parameters that one token passes through from the shape of the experts.
+func (g GGUF) sketchActive(f *registry.Facts) {
+	n := func(key string) float64 { return float64(g.number(f.Architecture + "." + key)) }
+	total, used := n("expert_count"), n("expert_used_count")
+	idle := (total - used) * 3 * n("expert_feed_forward_length") * n("embedding_length") * (n("block_count") - n("leading_dense_block_count"))
+	if used > 0 && idle > 0 && idle < float64(f.Parameters) {
+		f.ActiveParameters = f.Parameters - int64(idle)
+	}
 }
 
 // mixture is a quantisation that is named after the type of most of its tensors: q4_k_m mixes q4_k and q6_k.

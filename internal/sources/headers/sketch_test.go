@@ -315,7 +315,7 @@ func TestSketchHints(t *testing.T) {
 		}
 		n := serve(files)
 		w, err := headers.Sketch(n.list(), registry.FormatSafetensors, n.open, headers.Hints{Parameters: map[string]int64{"I32": i32, "F16": 64}})
-		if f := w.Facts; err != nil || f.Parameters != 4160 || f.DType != "int4" || f.Quantization != "gptq 4-bit" {
+		if f := w.Facts; err != nil || f.Parameters != 4160 || f.DType != "int4" || f.Quantization != "gptq 4-bit" || (name == "packed") != (len(f.Notes) == 1) {
 			t.Errorf("%s: got %+v, %v", name, f, err)
 		}
 	}
@@ -362,6 +362,13 @@ func TestSketchGGUF(t *testing.T) {
 		if derived := f.Parameters > 69e9 && f.Parameters < 71e9; !derived || (hints.Total == 0) != (len(f.Notes) == 2) {
 			t.Errorf("%d parameters, %q", f.Parameters, f.Notes)
 		}
+	}
+	// A mixture of experts as large as Qwen3 30B A3B: 128 experts of which 8 are used, 48 layers.
+	keys["llama.expert_count"], keys["llama.expert_used_count"], keys["llama.expert_feed_forward_length"] = uint32(128), uint32(8), uint32(768)
+	keys["llama.embedding_length"], keys["llama.block_count"] = uint32(2048), uint32(48)
+	n = &network{files: map[string]remote{"m.gguf": {sourcetest.GGUF(keys, nil), 18 << 30}}}
+	if f, err := headers.SketchGGUF(n.list(), n.open, headers.Hints{Total: 30_532_122_624}); err != nil || f.ActiveParameters != 30_532_122_624-120*3*768*2048*48 {
+		t.Errorf("%d of %d, %v", f.ActiveParameters, f.Parameters, err)
 	}
 	// A quantisation of which nothing is known: the size that the file is labelled with.
 	delete(keys, "general.file_type")
