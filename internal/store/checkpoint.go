@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"time"
 
 	"gorm.io/gorm"
 )
@@ -21,12 +23,19 @@ const (
 	checkpointUrgent = 8 * checkpointPages
 	// checkpointEvery is after how many commits and changed models the log's length is looked at.
 	checkpointEvery = 64
+	// walRoom is the size that the log's file is given, in bytes: what it grows to between two checkpoints, and half as
+	// much again. A commit that makes the file longer waits for the file system's own journal, too, which on a busy disk
+	// takes several times as long as the commit itself.
+	walRoom = 3 * checkpointPages / 2 * (4096 + 24)
+	// roomAfter is when it is given that size: not by who opens the registry for a moment.
+	roomAfter = time.Second
 	// walLimit is what is kept of the log's file, in bytes, when a large import has made it longer.
 	walLimit = 32 << 20
 )
 
 // checkpointer moves the log into the file from time to time.
 type checkpointer struct {
+	path   string // of the registry
 	db     *gorm.DB
 	log    *slog.Logger
 	turn   chan struct{} // the writer's
@@ -43,15 +52,22 @@ func (s *Store) startCheckpoints() error {
 		return err
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	c := &checkpointer{db: db, log: s.log, turn: s.turn, wake: make(chan struct{}, 1), stop: stop, done: make(chan struct{})}
+	c := &checkpointer{path: s.path, db: db, log: s.log, turn: s.turn, wake: make(chan struct{}, 1), stop: stop, done: make(chan struct{})}
 	c.wake <- struct{}{} // a run that was killed may have left a long log
 	s.checkpoints = c
 	go func() {
 		defer close(c.done)
+		room := time.NewTimer(roomAfter)
+		defer room.Stop()
 		for {
 			select {
 			case <-ctx.Done():
 				return
+			case <-room.C:
+				if err := c.makeRoom(ctx); err != nil {
+					c.log.Warn("the registry's log could not be given its size; changes take longer than they could", "error", err)
+				}
+				continue
 			case <-c.wake:
 			}
 			if err := c.run(ctx); err != nil && ctx.Err() == nil {
@@ -94,6 +110,39 @@ func (c *checkpointer) run(ctx context.Context) error {
 	}
 	_, _, err = c.pragma(ctx, "PASSIVE")
 	return err
+}
+
+// makeRoom makes the log's file walRoom long. SQLite ignores what follows the last commit.
+func (c *checkpointer) makeRoom(ctx context.Context) (err error) {
+	f, err := os.OpenFile(c.path+"-wal", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	zeros := make([]byte, 1<<20)
+	for enough := false; !enough; {
+		select {
+		case c.turn <- struct{}{}: // nobody else makes it longer now
+		case <-ctx.Done():
+			return nil
+		}
+		enough, err = lengthen(f, zeros)
+		<-c.turn
+		if err != nil {
+			return err
+		}
+	}
+	return f.Sync()
+}
+
+// lengthen appends up to all of zeros and reports whether f is walRoom long.
+func lengthen(f *os.File, zeros []byte) (enough bool, err error) {
+	info, err := f.Stat()
+	if err != nil || info.Size() >= walRoom {
+		return true, err
+	}
+	_, err = f.WriteAt(zeros[:min(int64(len(zeros)), walRoom-info.Size())], info.Size())
+	return false, err
 }
 
 // pragma returns how many pages the log has when it is done, and how many of them are not in the file.

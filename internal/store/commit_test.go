@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -173,6 +174,61 @@ func TestLazyChanges(t *testing.T) {
 	writers.Wait()
 	if lazy != nil || strict != nil || level() != "2" {
 		t.Errorf("%v, %v; PRAGMA synchronous = %s for both together, want 2", lazy, strict, level())
+	}
+}
+
+// The log's file is given its size once, commits do not change it, and what was committed before and after is found by
+// who opens the files as a crash would leave them.
+func TestRoomInTheLog(t *testing.T) {
+	ctx, s := t.Context(), openForTest(t)
+	size := func() int64 {
+		t.Helper()
+		info, err := os.Stat(s.path + "-wal")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Size()
+	}
+	if err := s.SetSetting(ctx, "before", "x"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time there is nothing to do
+		if err := s.checkpoints.makeRoom(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if size() != walRoom {
+			t.Fatalf("the log's file has %d bytes, want %d", size(), walRoom)
+		}
+	}
+	for i := range 100 {
+		if err := s.SetSetting(ctx, fmt.Sprint("after-", i), "x"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if size() != walRoom {
+		t.Errorf("commits made the log's file %d bytes long", size())
+	}
+	crashed := filepath.Join(t.TempDir(), "registry.db")
+	for _, end := range []string{"", "-wal"} {
+		b, err := os.ReadFile(s.path + end)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(crashed+end, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again, err := Open(ctx, Options{Path: crashed})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"before", "after-0", "after-99"} {
+		if v, _, err := again.Setting(ctx, key); v != "x" || err != nil {
+			t.Errorf("%s: %q, %v", key, v, err)
+		}
+	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
