@@ -26,7 +26,7 @@ type Name struct {
 	Cloud     bool   // the name asks for a model that runs on the library's own machines
 }
 
-// ParseName reads [scheme://][registry/][namespace/]model[:tag][@sha256:…] as Ollama does. The error says what is
+// ParseName reads [ollama://][scheme://][registry/][namespace/]model[:tag][@sha256:…] as Ollama does. The error says what is
 // wrong with the name and how it should be; it begins with a verb, as a message about a field does.
 func ParseName(s string) (Name, error) {
 	var n Name
@@ -37,6 +37,7 @@ func ParseName(s string) (Name, error) {
 		}
 		n.Digest = digest
 	}
+	rest = strings.TrimPrefix(rest, "ollama://") // says where, and nothing else
 	if scheme, after, ok := strings.Cut(rest, "://"); ok {
 		if n.Scheme = strings.ToLower(scheme); n.Scheme != "http" && n.Scheme != "https" {
 			return Name{}, fmt.Errorf("must begin with https:// or with the registry's name, not with %q", clip(scheme)+"://")

@@ -14,6 +14,7 @@ func TestParseName(t *testing.T) {
 		file     string
 	}{
 		"llama3.2":                                   {"llama3.2:latest", "registry.ollama.ai/library/llama3.2/latest"},
+		"ollama://llama3.2:3b":                       {"llama3.2:3b", "registry.ollama.ai/library/llama3.2/3b"},
 		"llama3.2:3b":                                {"llama3.2:3b", "registry.ollama.ai/library/llama3.2/3b"},
 		"library/llama3.2":                           {"llama3.2:latest", "registry.ollama.ai/library/llama3.2/latest"},
 		"registry.ollama.ai/library/llama3.2":        {"llama3.2:latest", "registry.ollama.ai/library/llama3.2/latest"},
