@@ -194,3 +194,32 @@ func TestCost(t *testing.T) {
 		t.Errorf("the facts are %+v", f)
 	}
 }
+
+// TestCostOfAVocabulary looks at a GGUF file whose header has megabytes of tokens.
+func TestCostOfAVocabulary(t *testing.T) {
+	r := newRig(t, hubtest.Options{})
+	keys := sourcetest.LlamaKeys()
+	tokens := make([]string, 200_000)
+	for i := range tokens {
+		tokens[i] = fmt.Sprintf("token number %d", i)
+	}
+	keys["tokenizer.ggml.tokens"] = tokens
+	content := sourcetest.GGUF(keys, sourcetest.LlamaTensors(1))
+	r.hub.Put(t, "org/words", map[string][]byte{"words-Q4_1.gguf": content})
+	r.hub.Forget()
+	snap := r.resolve(r.source, gguf("org/words"))
+	s := r.hub.Served()
+	t.Logf("%d requests, %d of %d bytes", s.Requests, s.Bytes, len(content))
+	if s.Requests > 8 || s.Bytes > 1_000_000 {
+		t.Errorf("it took %d requests and %d bytes of files", s.Requests, s.Bytes)
+	}
+	if f := snap.Facts; f.Layers != 2 || f.KVHeads != 2 || f.ContextLength != 2048 || !f.Tokenizer {
+		t.Errorf("the facts are %+v", f)
+	}
+	// Once it is here, everything is read.
+	a := r.fetch(r.source, gguf("org/words"))
+	again := r.resolve(r.source, gguf("org/words"))
+	if again.Facts.Parameters != 4160 || again.OnDisk != a.Bytes {
+		t.Errorf("the facts of what is on disk are %+v", again.Facts)
+	}
+}

@@ -8,8 +8,11 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -194,23 +197,52 @@ func TestTooLarge(t *testing.T) {
 	}
 }
 
+// TestPermission fetches as a user who may not write to the cache. The superuser may write everywhere, so that it starts
+// this test binary again as another user.
 func TestPermission(t *testing.T) {
-	if os.Geteuid() == 0 {
-		// The superuser may write everywhere, so a file where a folder should be stands for it.
-		r := newRig(t, hubtest.Options{})
-		r.hub.Put(t, "org/tiny", sourcetest.SafetensorsFolder(1))
-		if err := os.WriteFile(r.cache, nil, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		says(t, r.wrong(r.source, safetensors("org/tiny")), registry.CodeInvalid, r.cache, "HF_HUB_CACHE")
-		return
-	}
 	r := newRig(t, hubtest.Options{})
 	r.hub.Put(t, "org/tiny", sourcetest.SafetensorsFolder(1))
-	if err := os.MkdirAll(r.cache, 0o555); err != nil {
+	if err := os.MkdirAll(r.cache, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	says(t, r.wrong(r.source, safetensors("org/tiny")), registry.CodeUnavailable, r.cache, "permission", "HF_HUB_CACHE")
+	if os.Geteuid() != 0 {
+		if err := os.Chmod(r.cache, 0o555); err != nil {
+			t.Fatal(err)
+		}
+		says(t, r.wrong(r.source, safetensors("org/tiny")), registry.CodeUnavailable, r.cache, "permission", "HF_HUB_CACHE")
+		return
+	}
+	for dir := r.cache; dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	self, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary := filepath.Join(r.cache, "..", "self")
+	if err := os.WriteFile(binary, self, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(within(t), binary)
+	cmd.Dir = "/"
+	cmd.Env = []string{"HF_TEST_ROLE=safetensors", "HF_TEST_ID=org/tiny", "HF_TEST_CACHE=" + r.cache, "HF_TEST_ENDPOINT=" + r.hub.URL, "HOME=/"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), r.cache) || !strings.Contains(string(out), "permission denied") || !strings.Contains(string(out), "HF_HUB_CACHE") {
+		t.Errorf("it says %q: %v", out, err)
+	}
+}
+
+// TestNoFolder has a file where the cache should be.
+func TestNoFolder(t *testing.T) {
+	r := newRig(t, hubtest.Options{})
+	r.hub.Put(t, "org/tiny", sourcetest.SafetensorsFolder(1))
+	if err := os.WriteFile(r.cache, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	says(t, r.wrong(r.source, safetensors("org/tiny")), registry.CodeInvalid, r.cache, "HF_HUB_CACHE")
 }
 
 func TestFields(t *testing.T) {

@@ -70,53 +70,46 @@ func TestPythonUsesWhatWeFetched(t *testing.T) {
 	a := r.fetch(r.source, safetensors("org/tiny"))
 	r.hub.Forget()
 
-	var path string
-	r.run(&path, `print(json.dumps(snapshot_download("org/tiny", local_files_only=True)))`, noNetwork)
-	if path != a.Path {
-		t.Errorf("Python finds %s, ours is %s", path, a.Path)
+	var got struct {
+		Path, File, Config string
+		Warnings           []string
+		Size               int64
+		Repos, Tree        []string
+		Revisions          map[string][]string
+		Incomplete         int
+	}
+	r.run(&got, `c = scan_cache_dir()
+print(json.dumps({
+  "Path": snapshot_download("org/tiny", local_files_only=True),
+  "File": hf_hub_download("org/tiny", "config.json", revision="main", local_files_only=True),
+  "Config": try_to_load_from_cache("org/tiny", "config.json"),
+  "Warnings": [str(w) for w in c.warnings], "Size": c.size_on_disk, "Repos": [x.repo_id for x in c.repos],
+  "Revisions": {v.commit_hash: sorted(v.refs) for x in c.repos for v in x.revisions}, "Incomplete": len(c.incomplete_files),
+  "Tree": sorted(f.path for f in get_cached_repo_tree("org/tiny"))}))`, noNetwork)
+	if got.Path != a.Path || got.File != filepath.Join(a.Path, "config.json") || got.Config != got.File {
+		t.Errorf("Python finds %s and %s, ours is %s", got.Path, got.File, a.Path)
 	}
 	for name, want := range files {
-		if got, err := os.ReadFile(filepath.Join(path, name)); err != nil || !bytes.Equal(got, want) {
+		if content, err := os.ReadFile(filepath.Join(got.Path, name)); err != nil || !bytes.Equal(content, want) {
 			t.Errorf("%s is not what was put: %v", name, err)
 		}
 	}
-	r.run(&path, `print(json.dumps(hf_hub_download("org/tiny", "config.json", revision="main", local_files_only=True)))`, noNetwork)
-	if path != filepath.Join(a.Path, "config.json") {
-		t.Errorf("Python finds config.json at %s", path)
-	}
-	var scan struct {
-		Warnings   []string
-		Size       int64
-		Repos      []string
-		Revisions  map[string][]string
-		Incomplete int
-	}
-	r.run(&scan, `c = scan_cache_dir()
-print(json.dumps({"Warnings": [str(w) for w in c.warnings], "Size": c.size_on_disk, "Repos": [x.repo_id for x in c.repos],
-  "Revisions": {v.commit_hash: sorted(v.refs) for x in c.repos for v in x.revisions}, "Incomplete": len(c.incomplete_files)}))`, noNetwork)
-	if len(scan.Warnings) > 0 || scan.Incomplete > 0 || scan.Size != a.Bytes || !slices.Equal(scan.Repos, []string{"org/tiny"}) ||
-		!slices.Equal(scan.Revisions[commit], []string{"main"}) {
-		t.Errorf("scan_cache_dir sees %+v", scan)
-	}
-	// Its check of completeness, without a network and with one.
-	var tree []string
-	r.run(&tree, `print(json.dumps(sorted(f.path for f in get_cached_repo_tree("org/tiny"))))`, noNetwork)
-	if len(tree) != len(files) {
-		t.Errorf("the cached listing has %v", tree)
+	if len(got.Warnings) > 0 || got.Incomplete > 0 || got.Size != a.Bytes || !slices.Equal(got.Repos, []string{"org/tiny"}) ||
+		!slices.Equal(got.Revisions[commit], []string{"main"}) || len(got.Tree) != len(files) {
+		t.Errorf("Python sees %+v", got)
 	}
 	if n := r.hub.Served().Requests; n != 0 {
 		t.Errorf("without a network there were %d requests", n)
 	}
-	var verified struct{ Checked, Wrong int }
-	r.run(&verified, `v = HfApi().verify_repo_checksums("org/tiny")
-print(json.dumps({"Checked": v.checked_count, "Wrong": len(v.mismatches) + len(v.missing_paths) + len(v.extra_paths)}))`)
-	if verified.Checked != len(files) || verified.Wrong != 0 {
-		t.Errorf("hf cache verify sees %+v", verified)
+	// With a network: nothing is downloaded, and every hash is the Hub's.
+	var online struct {
+		Path           string
+		Checked, Wrong int
 	}
-	r.hub.Forget()
-	r.run(&path, `print(json.dumps(snapshot_download("org/tiny")))`)
-	if s := r.hub.Served(); path != a.Path || s.Bytes != 0 {
-		t.Errorf("with a network Python downloads %d bytes: %v", s.Bytes, s.Files)
+	r.run(&online, `v = HfApi().verify_repo_checksums("org/tiny")
+print(json.dumps({"Path": snapshot_download("org/tiny"), "Checked": v.checked_count, "Wrong": len(v.mismatches) + len(v.missing_paths) + len(v.extra_paths)}))`)
+	if s := r.hub.Served(); online.Path != a.Path || online.Checked != len(files) || online.Wrong != 0 || s.Bytes != 0 {
+		t.Errorf("with a network Python sees %+v and downloads %d bytes: %v", online, s.Bytes, s.Files)
 	}
 }
 
@@ -128,22 +121,21 @@ func TestPythonKnowsWhatWeLeftOut(t *testing.T) {
 	if got, want := len(a.Files), len(sourcetest.SafetensorsFolder(3)); got != want {
 		t.Errorf("%d files were fetched, want %d: %v", got, want, a.Files)
 	}
-	var said string
-	r.run(&said, `try:
+	var got struct{ Said, Path string }
+	r.run(&got, `said = "it is whole"
+try:
     snapshot_download("org/mixed", local_files_only=True)
-    print(json.dumps("it is whole"))
 except IncompleteSnapshotError as e:
-    print(json.dumps(str(e)))`, noNetwork)
-	if !strings.Contains(said, "is incomplete: 5 file(s) are missing") {
-		t.Errorf("Python says: %s", said)
+    said = str(e)
+print(json.dumps({"Said": said, "Path": snapshot_download("org/mixed", local_files_only=True, allow_patterns=["*.safetensors", "*.json"])}))`, noNetwork)
+	if !strings.Contains(got.Said, "is incomplete: 5 file(s) are missing") {
+		t.Errorf("Python says: %s", got.Said)
 	}
-	var path string
-	r.run(&path, `print(json.dumps(snapshot_download("org/mixed", local_files_only=True, allow_patterns=["*.safetensors", "*.json"])))`, noNetwork)
-	if path != a.Path {
-		t.Errorf("Python finds %s, ours is %s", path, a.Path)
+	if got.Path != a.Path {
+		t.Errorf("Python finds %s, ours is %s", got.Path, a.Path)
 	}
 	r.hub.Forget()
-	r.run(&path, `print(json.dumps(snapshot_download("org/mixed")))`)
+	r.run(nil, `snapshot_download("org/mixed")`)
 	for name, n := range r.hub.Served().Files {
 		if strings.Contains(name, "safetensors") && n > 0 {
 			t.Errorf("Python downloaded %s again", name)
@@ -229,7 +221,10 @@ func TestPythonAtTheSameTime(t *testing.T) {
 			if first == "ours" {
 				busy()
 			}
-			r.run(&theirs, `print(json.dumps(snapshot_download("org/both")))`)
+			r.run(&theirs, `path = snapshot_download("org/both")
+c = scan_cache_dir()
+assert not c.warnings, c.warnings
+print(json.dumps(path))`)
 			wg.Wait()
 			if ours != theirs {
 				t.Errorf("ours is %s, theirs %s", ours, theirs)
@@ -244,10 +239,6 @@ func TestPythonAtTheSameTime(t *testing.T) {
 					t.Errorf("%s is not what was put: %v", name, err)
 				}
 			}
-			r.run(nil, `c = scan_cache_dir()
-assert not c.warnings, c.warnings
-assert not c.incomplete_files
-assert not HfApi().verify_repo_checksums("org/both").mismatches`)
 			left, err := filepath.Glob(filepath.Join(r.cache, "models--org--both", "blobs", "*.*"))
 			if err != nil || len(left) > 0 {
 				t.Errorf("left over: %v %v", left, err)
@@ -261,26 +252,28 @@ func TestPythonReadsOurPatterns(t *testing.T) {
 	r := newRig(t, hubtest.Options{})
 	files := mixed()
 	r.hub.Put(t, "org/mixed", files)
-	for _, allow := range [][]any{{"*.safetensors", "config.json", "*index*"}, {"model-0000[12]*", "[!t]*.json"}, {"?odel*", "config.*", "tokenizer"}} {
+	patterns := [][]any{{"*.safetensors", "config.json", "*index*"}, {"model-0000[12]*", "[!t]*.json"}, {"?odel*", "config.*", "tokenizer"}}
+	raw, err := json.Marshal(patterns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lists [][]string
+	r.run(&lists, `from huggingface_hub.utils import filter_repo_objects
+files = HfApi().list_repo_files("org/mixed")
+print(json.dumps([sorted(filter_repo_objects(files, allow_patterns=allow, ignore_patterns=["original/", "*.bin"])) for allow in json.loads(os.environ["ARG"])]))`, "ARG="+string(raw))
+	for i, allow := range patterns {
 		ref := safetensors("org/mixed")
 		ref.Params = map[string]any{"allow_patterns": allow, "ignore_patterns": []any{"original/", "*.bin"}}
 		var got []string
 		for _, f := range r.resolve(r.source, ref).Files {
 			got = append(got, f.Path)
 		}
-		raw, err := json.Marshal(allow)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var want []string
-		r.run(&want, `from huggingface_hub.utils import filter_repo_objects
-print(json.dumps(sorted(filter_repo_objects(HfApi().list_repo_files("org/mixed"), allow_patterns=`+string(raw)+`, ignore_patterns=["original/", "*.bin"]))))`)
 		for _, name := range got {
-			if !slices.Contains(want, name) {
+			if !slices.Contains(lists[i], name) {
 				t.Errorf("%v lets %s through, the client does not", allow, name)
 			}
 		}
-		for _, name := range want {
+		for _, name := range lists[i] {
 			if strings.HasSuffix(name, ".safetensors") && !slices.Contains(got, name) {
 				t.Errorf("%v keeps %s out, the client does not", allow, name)
 			}
