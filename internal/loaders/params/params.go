@@ -26,6 +26,7 @@ type Spec struct {
 var ofSources = []string{
 	"auth_token", "token", "endpoint", "endpoint_url", "region", "profile", "access_key_id", "secret_access_key",
 	"session_token", "allow_patterns", "ignore_patterns", "filename", "quantization", "path_style",
+	"requester_pays",
 	"username", "password",
 }
 

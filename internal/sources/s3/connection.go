@@ -163,7 +163,7 @@ func (c *connection) list(ctx context.Context, prefix string, deep bool, limit i
 	}
 	for o := range c.patient.ListObjectsIter(ctx, c.bucket, options) {
 		if o.Err != nil {
-			return nil, false, c.explain(o.Err, "", false)
+			return nil, false, c.explain(ctx, o.Err, "", false)
 		}
 		if strings.HasSuffix(o.Key, "/") {
 			continue // a folder, or the empty object that some tools put there to make one
@@ -214,7 +214,7 @@ func (c *connection) head(ctx context.Context, key string) (details, error) {
 		if errors.As(err, &answer) && answer.StatusCode == http.StatusNotFound {
 			return details{}, c.refusal(minio.ErrorResponse{Code: "NoSuchKey", StatusCode: http.StatusNotFound}, "s3://"+c.bucket+"/"+printable(key), key)
 		}
-		return details{}, c.explain(err, key, false)
+		return details{}, c.explain(ctx, err, key, false)
 	}
 	return detailsOf(info), nil
 }

@@ -21,18 +21,18 @@ import (
 )
 
 // explain turns an error of the client into one that says what happened, to what, and what to do. key is the object it
-// was about; "" for the bucket or a listing. A cancelled context stays recognisable, and so does a failure that may
-// pass (fetch.RetryError around the explanation) where retry is set.
-func (c *connection) explain(err error, key string, retry bool) error {
+// was about; "" for the bucket or a listing. The end of ctx stays recognisable, and so does a failure that may pass
+// (fetch.RetryError around the explanation) where retry is set.
+func (c *connection) explain(ctx context.Context, err error, key string, retry bool) error {
 	var own *registry.Error
 	var again *fetch.RetryError
 	switch {
+	case err != nil && ctx.Err() != nil: // and not errors.Is: a dial that takes too long calls itself DeadlineExceeded, too
+		return ctx.Err()
 	case errors.As(err, &own) && own.Op == "fetch" && c.stranger: // the guard of the transport
 		return &registry.Error{Code: registry.CodeInvalid, Op: "s3", Msg: "the object store was not asked", Fields: []registry.FieldError{{Field: "custom_loader_params." + paramEndpoint,
 			Msg: fmt.Sprintf("is %s, an address of this machine or of a private network, to which a model may not send the server. If that is meant to be, an admin sets AWS_ENDPOINT_URL to it or starts the server with --s3-allow-private", c.host())}}}
 	case err == nil, errors.As(err, &own), errors.As(err, &again):
-		return err
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
 	}
 	what := "s3://" + c.bucket

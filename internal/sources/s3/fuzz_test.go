@@ -90,7 +90,7 @@ func FuzzAnswers(f *testing.F) {
 		}
 		c := &connection{settings: settings{bucket: "bucket", secretKey: "SECRET-SECRET"}, at: &url.URL{Scheme: "http", Host: "h"}, given: true, stranger: true, count: &counter{}, now: fixedNow}
 		c.accessKey = "ACCESS-KEY"
-		err := c.explain(minio.ErrorResponse{Code: code, Message: message, StatusCode: status}, "key", status%2 == 0)
+		err := c.explain(t.Context(), minio.ErrorResponse{Code: code, Message: message, StatusCode: status}, "key", status%2 == 0)
 		if err == nil {
 			t.Fatal("an error became none")
 		}

@@ -37,7 +37,7 @@ func (r *remote) Open(ctx context.Context, off, end int64) (*fetch.Answer, error
 	}
 	body, info, header, err := r.conn.bulk.GetObject(ctx, r.conn.bucket, r.key, options)
 	if err != nil {
-		return nil, r.conn.explain(err, r.key, true)
+		return nil, r.conn.explain(ctx, err, r.key, true)
 	}
 	answer := &fetch.Answer{Body: body, Size: -1, Tag: info.ETag, Page: strings.HasPrefix(header.Get("Content-Type"), "text/html")}
 	if first, total, ok := contentRange(header.Get("Content-Range")); ok {
