@@ -154,7 +154,7 @@ func lookupLines(t io.Writer, l registry.Lookup) {
 	row("model_format", string(l.Model.ModelFormat))
 	row("custom_loader_params", strings.TrimPrefix(paramsText(l.Model.CustomLoaderParams), "custom_loader_params="))
 	row("revision", l.Revision)
-	size := fmt.Sprintf("%s in %d files", bytes(l.Bytes), len(l.Files))
+	size := bytes(l.Bytes) + " in " + countFiles(len(l.Files))
 	if l.OnDisk > 0 {
 		size += ", of which " + bytes(l.OnDisk) + " are on the server's disk"
 	}
@@ -164,6 +164,13 @@ func lookupLines(t io.Writer, l registry.Lookup) {
 		row("load", l.Plan.Sentence)
 	}
 	row("read", fmt.Sprintf("%s in %d requests", bytes(l.Read), l.Requests))
+}
+
+func countFiles(n int) string {
+	if n == 1 {
+		return "1 file"
+	}
+	return fmt.Sprintf("%d files", n)
 }
 
 // factLines writes what is known of a model's weights.
@@ -211,7 +218,7 @@ func artifactLines(v any) []string {
 		}
 	}
 	if a.Revision != "" {
-		row("resolved to", a.Revision+", "+bytes(a.Bytes)+fmt.Sprintf(" in %d files, on %s", len(a.Files), a.ResolvedAt.Local().Format("2006-01-02 15:04")))
+		row("resolved to", fmt.Sprintf("%s, %s in %s, on %s", a.Revision, bytes(a.Bytes), countFiles(len(a.Files)), a.ResolvedAt.Local().Format("2006-01-02 15:04")))
 	}
 	if a.Fetched != "" {
 		row("on disk", a.Fetched+" in "+a.Root+", since "+a.FetchedAt.Local().Format("2006-01-02 15:04"))
@@ -438,83 +445,4 @@ func (c *storageRootsCmd) Run(e *env) error {
 	}
 	_, err = e.stdout.Write(indent(raw))
 	return err
-}
-
-type secretCmd struct {
-	Ls  secretLsCmd  `cmd:"" help:"List the names of secrets."`
-	Set secretSetCmd `cmd:"" help:"Store a secret; its value is read from standard input. For maintainers of the team."`
-	Rm  secretRmCmd  `cmd:"" help:"Remove a secret. For maintainers of the team."`
-}
-
-type secretLsCmd struct{ remote }
-
-func (c *secretLsCmd) Run(e *env) error {
-	var got struct {
-		Secrets []registry.Secret `json:"secrets"`
-	}
-	if err := c.get(e, "/api/v1/secrets", &got); err != nil || c.JSON {
-		return err
-	}
-	return table(e.stdout, "NAME\tTEAM\tCHANGED\tBY", func(t *tabwriter.Writer) {
-		for _, s := range got.Secrets {
-			team := s.Team
-			if team == "" {
-				team = "(every team)"
-			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", s.Name, team, s.UpdatedAt.Local().Format("2006-01-02 15:04"), s.UpdatedBy)
-		}
-	})
-}
-
-// whose says which team's secret is meant.
-type whose struct {
-	Team     string `help:"Whose models may use it; the default team if not given."`
-	AllTeams bool   `help:"Every team's models may use it. For admins."`
-}
-
-func (w whose) path(name string) string {
-	q := url.Values{}
-	if w.Team != "" {
-		q.Set("team", w.Team)
-	}
-	if w.AllTeams {
-		q.Set("all", "true")
-	}
-	return "/api/v1/secrets/" + url.PathEscape(name) + "?" + q.Encode()
-}
-
-type secretSetCmd struct {
-	remote
-	whose
-	Name string `arg:"" help:"Its name, as in secret:NAME."`
-}
-
-func (c *secretSetCmd) Run(e *env) error {
-	b, err := io.ReadAll(io.LimitReader(e.stdin, 1<<20))
-	if err != nil {
-		return err
-	}
-	value := strings.TrimRight(string(b), "\r\n") // what echo and editors add
-	if value == "" {
-		return errors.New("there is nothing on standard input: pipe the secret's value into this command")
-	}
-	if _, err := c.put(e, c.path(c.Name), map[string]string{"value": value}); err != nil {
-		return err
-	}
-	fmt.Fprintf(e.stdout, "Stored. Use it as secret:%s.\n", c.Name)
-	return nil
-}
-
-type secretRmCmd struct {
-	remote
-	whose
-	Name string `arg:"" help:"Its name."`
-}
-
-func (c *secretRmCmd) Run(e *env) error {
-	if _, _, err := c.call(e.ctx, http.MethodDelete, c.path(c.Name), nil, "", nil); err != nil {
-		return err
-	}
-	fmt.Fprintf(e.stdout, "Removed %s.\n", c.Name)
-	return nil
 }

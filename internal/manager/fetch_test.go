@@ -308,7 +308,7 @@ func TestFetchesWaitForTheirTurn(t *testing.T) {
 	r.during(a, registry.StageFetch, "has begun", fetching)
 	b := r.mustFetch("second")
 	s := r.during(b, registry.StageQueue, "says that it waits", func(s registry.Stage) bool { return s.State == registry.StageRunning })
-	if !strings.Contains(s.Msg, "1 downloads") {
+	if !strings.Contains(s.Msg, "1 of 1 places for downloads") {
 		t.Errorf("%+v", s)
 	}
 	r.model("here", nil) // local, and neither waits for a download nor for a place that one holds

@@ -142,7 +142,7 @@ func (m *Manager) runFetch(ctx context.Context, src sources.Source, snap sources
 		select {
 		case slots <- struct{}{}:
 		default:
-			report(registry.Progress{Stage: registry.StageQueue, Msg: fmt.Sprintf("Waits for its turn: %d downloads are under way, the most at once", cap(slots))})
+			report(registry.Progress{Stage: registry.StageQueue, Msg: fmt.Sprintf("Waits for its turn: %d of %d places for downloads are taken", cap(slots), cap(slots))})
 			select {
 			case slots <- struct{}{}:
 			case <-ctx.Done():

@@ -340,7 +340,7 @@ func (w *loadWork) takeStart(ctx context.Context) error {
 		return nil
 	default:
 	}
-	w.job.track.waits(registry.StageReserve, fmt.Sprintf("Waits for its turn: %d engines are starting, the most at once", cap(w.m.starts)))
+	w.job.track.waits(registry.StageReserve, fmt.Sprintf("Waits for its turn: %d of %d places for starting engines are taken", cap(w.m.starts), cap(w.m.starts)))
 	select {
 	case w.m.starts <- struct{}{}:
 		return nil

@@ -102,7 +102,10 @@ func (t *tracker) report(p registry.Progress) {
 	}
 	first := t.op.State == registry.OperationQueued
 	if first {
-		t.op.State, t.op.StartedAt = registry.OperationRunning, now
+		t.op.State = registry.OperationRunning
+		if t.op.StartedAt.IsZero() { // not one that was paused
+			t.op.StartedAt = now
+		}
 	}
 	if i > t.cur {
 		t.enter(i, now)

@@ -231,6 +231,7 @@ func (s *Server) lendSecrets(c echo.Context, m *registry.Model) {
 		return
 	}
 	if rec.SourceType == m.SourceType && rec.SourcePath == m.SourcePath {
-		m.CustomLoaderParams = rec.CustomLoaderParams
+		// With its team: that is whose stored secrets its parameters may refer to.
+		m.CustomLoaderParams, m.Team = rec.CustomLoaderParams, rec.Team
 	}
 }
