@@ -66,9 +66,6 @@ func stored(folder string) (registry.StoredArtifact, error) {
 		return registry.StoredArtifact{}, err
 	}
 	a := registry.StoredArtifact{Source: registry.SourceS3, Path: r.Path, Revision: r.Revision, Folder: folder, ModifiedAt: r.FetchedAt}
-	if r.Format != "" {
-		a.Names = []string{registry.DefaultRevision}
-	}
 	for _, f := range r.Files {
 		if !safe(f.Path) {
 			continue
