@@ -36,6 +36,7 @@ type tune struct {
 	tries   int           // at least, before giving up
 	wrong   int           // answers about the same bytes that cannot be right
 	sync    time.Duration // between marks of what is safe from a power loss
+	flush   time.Duration // between hints to the kernel to begin writing
 	steal   time.Duration // that a range will take at least, to be shared with another connection
 	lease   int64         // bytes of the first requests
 	longest int64         // bytes of a request
@@ -73,7 +74,7 @@ func New(o Options) *Fetcher {
 		sources: map[registry.SourceType]*rate.Limiter{}, runs: map[*run]struct{}{},
 		tune: tune{
 			answer: time.Minute, idle: 30 * time.Second, stall: 8 * time.Second, giveUp: 10 * time.Minute, tries: 12, wrong: 4,
-			sync: 3 * time.Second, steal: 1500 * time.Millisecond, lease: 32 << 20, longest: 256 << 20, write: (*os.File).WriteAt,
+			sync: 3 * time.Second, flush: 250 * time.Millisecond, steal: 1500 * time.Millisecond, lease: 128 << 20, longest: 256 << 20, write: (*os.File).WriteAt,
 		},
 	}
 	f.buffers.New = func() any {

@@ -353,47 +353,81 @@ func (r *run) startAgain(f *file) (bool, error) {
 	}
 	f.journal.close()
 	// The journal goes first: killed in between, the file is one that nothing is known of.
-	if f.journal, err = writeJournal(f.journalPath(), history{identity: f.identity()}, false); err != nil {
-		return false, r.diskError(f, err)
-	}
-	if err := f.data.Truncate(0); err != nil {
+	j, err := writeJournal(f.journalPath(), history{identity: f.identity()}, false)
+	if err != nil {
 		return false, r.diskError(f, err)
 	}
 	r.mu.Lock()
-	f.done, f.sum, f.dirty = nil, sum, 0
+	f.journal, f.done, f.sum, f.dirty = j, nil, sum, 0
 	r.mu.Unlock()
+	if err := f.data.Truncate(0); err != nil {
+		return false, r.diskError(f, err)
+	}
 	return true, nil
 }
 
-// keepSynced brings what was written to the disk now and then, and notes how far that is: so much survives a power loss.
+// keepSynced brings what was written to the disk, and notes now and then how far that is: so much survives a power loss.
+// In between it lets the kernel begin to write early, so that the sync of a whole file at its end is short.
 func (r *run) keepSynced() {
-	for sleep(r.ctx, r.f.tune.sync) == nil {
-		r.mu.Lock()
-		var files []*file
-		for _, f := range r.active {
-			if f.dirty > 0 {
-				f.dirty = 0
-				files = append(files, f)
+	every := min(r.f.tune.flush, r.f.tune.sync)
+	for since := time.Duration(0); sleep(r.ctx, every) == nil; {
+		if since += every; since < r.f.tune.sync {
+			for _, f := range r.dirtyFiles(false) {
+				r.flush(f)
 			}
+			continue
 		}
-		r.mu.Unlock()
-		for _, f := range files {
-			if r.ctx.Err() != nil {
-				return
-			}
-			length := f.journal.length()
-			err := f.data.Sync()
-			if err == nil {
-				err = f.journal.synced(length)
-			}
-			if err != nil && !errors.Is(err, os.ErrClosed) {
-				err = r.diskError(f, err)
+		since = 0
+		for _, f := range r.dirtyFiles(true) {
+			if err := r.mark(f); err != nil {
 				r.mu.Lock()
 				r.fail(f, err)
 				r.mu.Unlock()
 			}
 		}
 	}
+}
+
+// dirtyFiles returns the open files that were written to, and with clean takes them for clean.
+func (r *run) dirtyFiles(clean bool) []*file {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var files []*file
+	for _, f := range r.active {
+		if f.dirty > 0 {
+			files = append(files, f)
+		}
+		if clean {
+			f.dirty = 0
+		}
+	}
+	return files
+}
+
+// flush lets the kernel begin to write, and does not wait for it. That some file systems cannot do it does not matter.
+func (r *run) flush(f *file) {
+	if c, err := f.data.SyscallConn(); err == nil {
+		_ = c.Control(func(fd uintptr) { _ = unix.SyncFileRange(int(fd), 0, 0, unix.SYNC_FILE_RANGE_WRITE) })
+	}
+}
+
+// mark syncs a file and notes in its journal what that made safe.
+func (r *run) mark(f *file) error {
+	if r.ctx.Err() != nil {
+		return nil
+	}
+	r.mu.Lock()
+	j := f.journal // another one when the file begins again, of which nothing is synced then
+	r.mu.Unlock()
+	length := j.length()
+	err := f.data.Sync()
+	if err == nil {
+		err = j.synced(length)
+	}
+	if err != nil && !errors.Is(err, os.ErrClosed) { // a file that was committed meanwhile is closed
+		return r.diskError(f, err)
+	}
+	return nil
 }
 
 func (r *run) diskError(f *file, err error) error {

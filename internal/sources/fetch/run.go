@@ -263,15 +263,15 @@ func (r *run) free(f *file, now time.Time) (piece, bool) {
 	return piece{span: g}, true
 }
 
-// leaseBytes returns how long a request should be: some seconds of a connection's time, so that the pause between two of
-// them does not count; and shorter towards the end, so that all connections end at about the same time.
+// leaseBytes returns how long a request should be: many seconds of a connection's time, as every request can fail and
+// counts against the other side's limits; and shorter towards the end, so that all connections end at about the same time.
 func (r *run) leaseBytes() int64 {
 	left := r.total - r.done
 	for _, l := range r.leases {
 		left -= l.end - l.pos
 	}
 	long := min(max(int64(r.usual*8), r.f.tune.lease), r.f.tune.longest)
-	return max(min(long, left/int64(2*r.pace.target)), min(4*r.f.block, r.f.tune.lease))
+	return max(min(long, left/int64(max(1, r.pace.target))), min(4*r.f.block, r.f.tune.lease))
 }
 
 // steal halves the range that will take longest, for a connection that has nothing else to do. What the other side has
