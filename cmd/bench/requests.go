@@ -281,7 +281,7 @@ func (b *bench) registerLine(ctx context.Context, s *server, file string) error 
 	if err != nil {
 		return err
 	}
-	disk := append(before, after...)
+	disk := slices.Concat(before, after)
 	p99 := quantile(got.latency, .99)
 	b.line("register one model, p99", float64(p99), float64(10*time.Millisecond), millis,
 		fmt.Sprintf("%s; the answer alone p99 %s", got.note(), ms(quantile(took, .99))))

@@ -46,12 +46,12 @@ type checkpointer struct {
 }
 
 // startCheckpoints opens the connection and begins.
-func (s *Store) startCheckpoints() error {
+func (s *Store) startCheckpoints(ctx context.Context) error {
 	db, err := openCheckpointer(s.path)
 	if err != nil {
 		return err
 	}
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(ctx)
 	c := &checkpointer{path: s.path, db: db, log: s.log, turn: s.turn, wake: make(chan struct{}, 1), stop: stop, done: make(chan struct{})}
 	c.wake <- struct{}{} // a run that was killed may have left a long log
 	s.checkpoints = c

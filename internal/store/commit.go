@@ -75,19 +75,19 @@ func (q *queue) withdraw(j *job) bool {
 // it does itself is taken back if it fails, and nothing else. It runs to its end even if ctx ends meanwhile; what takes
 // long looks at ctx itself.
 func (s *Store) write(ctx context.Context, op string, fn func(tx *txn) error) error {
-	return s.submit(&job{ctx: ctx, op: op, fn: fn, done: make(chan struct{})})
+	return s.submit(ctx, &job{ctx: ctx, op: op, fn: fn, done: make(chan struct{})})
 }
 
 // writeLazily is write for what does no harm if it is lost when the power goes: it is committed without waiting for the
 // disk, and is on disk when the next change is.
 func (s *Store) writeLazily(ctx context.Context, op string, fn func(tx *txn) error) error {
-	return s.submit(&job{ctx: ctx, op: op, fn: fn, lazy: true, done: make(chan struct{})})
+	return s.submit(ctx, &job{ctx: ctx, op: op, fn: fn, lazy: true, done: make(chan struct{})})
 }
 
-func (s *Store) submit(j *job) error {
+func (s *Store) submit(ctx context.Context, j *job) error {
 	select {
 	case <-s.closing:
-		return s.fail(j.ctx, j.op, errClosed)
+		return s.fail(ctx, j.op, errClosed)
 	default:
 	}
 	s.waiting.add(j)
@@ -97,16 +97,17 @@ func (s *Store) submit(j *job) error {
 		select {
 		case <-j.done: // by who had the turn before; the others who wait get their turn themselves
 		default:
-			s.commit(s.waiting.takeAll())
+			// Bound to nobody's context: SQLite takes a whole transaction back when one statement of it is interrupted.
+			s.commit(context.WithoutCancel(ctx), s.waiting.takeAll())
 		}
 		<-s.turn
 	case <-s.closing:
 		if s.waiting.withdraw(j) {
-			return s.fail(j.ctx, j.op, errClosed)
+			return s.fail(ctx, j.op, errClosed)
 		}
-	case <-j.ctx.Done():
+	case <-ctx.Done():
 		if s.waiting.withdraw(j) {
-			return s.fail(j.ctx, j.op, j.ctx.Err())
+			return s.fail(ctx, j.op, ctx.Err())
 		}
 	}
 	<-j.done
@@ -114,11 +115,11 @@ func (s *Store) submit(j *job) error {
 	if errors.As(j.err, &p) {
 		panic(p.value)
 	}
-	return s.fail(j.ctx, j.op, j.err)
+	return s.fail(ctx, j.op, j.err)
 }
 
 // commit makes the changes of all jobs with one commit. The caller holds the writer's turn.
-func (s *Store) commit(jobs []*job) {
+func (s *Store) commit(ctx context.Context, jobs []*job) {
 	lazy := true
 	jobs = slices.DeleteFunc(jobs, func(j *job) bool {
 		lazy = lazy && j.lazy
@@ -130,7 +131,7 @@ func (s *Store) commit(jobs []*job) {
 	if len(jobs) == 0 {
 		return
 	}
-	changes, err := s.transaction(jobs, lazy)
+	changes, err := s.transaction(ctx, jobs, lazy)
 	if err == nil {
 		s.index.apply(changes)
 		s.checkpoints.committed(1 + len(changes))
@@ -148,20 +149,19 @@ var errNothing = errors.New("no change was made")
 
 // transaction makes the changes of all jobs, but of those that fail, and notes at each job how it failed. With an error
 // nothing at all was changed.
-func (s *Store) transaction(jobs []*job, lazy bool) (changes []change, err error) {
+func (s *Store) transaction(ctx context.Context, jobs []*job, lazy bool) (changes []change, err error) {
 	if s.lazy != lazy {
 		// The setting is the connection's. A new connection begins with the strict one, which is never wrong.
 		level := "FULL"
 		if lazy {
 			level = "NORMAL"
 		}
-		if err := s.w.Exec("PRAGMA synchronous = " + level).Error; err != nil {
+		if err := s.w.WithContext(ctx).Exec("PRAGMA synchronous = " + level).Error; err != nil {
 			return nil, err
 		}
 		s.lazy = lazy
 	}
-	// Bound to nobody's context: SQLite takes a whole transaction back when one statement of it is interrupted.
-	err = s.w.WithContext(context.WithoutCancel(jobs[0].ctx)).Transaction(func(db *gorm.DB) error {
+	err = s.w.WithContext(ctx).Transaction(func(db *gorm.DB) error {
 		left := 0
 		for _, j := range jobs {
 			t := &txn{DB: db}

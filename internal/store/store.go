@@ -89,7 +89,7 @@ func (s *Store) open(ctx context.Context, readers int) (err error) {
 	if s.r, err = openReaders(s.path, readers); err != nil {
 		return err
 	}
-	if err := s.startCheckpoints(); err != nil {
+	if err := s.startCheckpoints(context.WithoutCancel(ctx)); err != nil {
 		return err
 	}
 	var background context.Context
