@@ -119,7 +119,7 @@ func (c *checkpointer) makeRoom(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	zeros := make([]byte, 1<<20)
+	zeros := make([]byte, 128<<10)
 	for enough := false; !enough; {
 		select {
 		case c.turn <- struct{}{}: // nobody else makes it longer now
