@@ -74,6 +74,8 @@ func (c *serveCmd) Run(e *env) error {
 		// within its budget; see docs/benchmarks.md.
 		debug.SetGCPercent(200)
 	}
+	// What the start leaves behind is given back when it is over: an idle server would keep it for minutes.
+	defer time.AfterFunc(3*time.Second, debug.FreeOSMemory).Stop()
 
 	st, err := store.Open(e.ctx, store.Options{Path: filepath.Join(c.DataDir, "llmm.db"), Logger: log})
 	if err != nil {
