@@ -4,6 +4,7 @@
 package httpengine
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -51,6 +52,17 @@ type Config struct {
 	Endpoint registry.Endpoint // without BaseURL
 	// Warmup is the tiny request whose answer means that the model works.
 	Warmup API
+
+	// HealthPath is asked while the engine starts, and by Health; "" is /health.
+	HealthPath string
+	// Prepare, if not nil, is called once HealthPath answers and before Warmup, for an engine that starts empty and is told
+	// what to load. It may call report from any goroutine until it returns. An error with a registry.Failure ends the load,
+	// with the log's tail added to it; any other means that the connection broke, and it is called again unless the engine
+	// has ended.
+	Prepare func(ctx context.Context, baseURL string, report func(registry.Progress)) error
+	// Tidy, if not nil, is called with the instance's folder when nothing of the engine runs any more, before Done is
+	// closed: what the engine wrote there goes.
+	Tidy func(dir string)
 }
 
 // API is a request: a path under the base URL and its JSON body.
@@ -69,6 +81,7 @@ type data struct {
 	LogPath   string            `json:"log_path"`
 	LogOffset int64             `json:"log_offset"`
 	Tag       string            `json:"tag"`
+	Dir       string            `json:"dir,omitempty"`
 	Endpoint  registry.Endpoint `json:"endpoint"`
 }
 
@@ -113,7 +126,7 @@ func loadOnce(ctx context.Context, cfg Config, spec loaders.LoadSpec, rep *repor
 		return nil, err
 	}
 	cfg.Endpoint.BaseURL = fmt.Sprintf("http://127.0.0.1:%d", port.Number)
-	inst := newInstance(cfg, proc, port, data{Port: port.Number, Key: key, LogPath: spec.LogPath, LogOffset: proc.LogOffset(), Tag: ps.Tag, Endpoint: cfg.Endpoint}, spec.InstanceID)
+	inst := newInstance(cfg, proc, port, data{Port: port.Number, Key: key, LogPath: spec.LogPath, LogOffset: proc.LogOffset(), Tag: ps.Tag, Dir: spec.Dir, Endpoint: cfg.Endpoint}, spec.InstanceID)
 	spec.Started(inst.Handle())
 	if err := inst.await(ctx, rep); err != nil {
 		kerr := inst.kill()
@@ -162,7 +175,20 @@ func (in *Instance) await(ctx context.Context, rep *reporter) error {
 	follow := process.Follow(in.data.LogPath, in.data.LogOffset)
 	clock := time.NewTicker(tick)
 	defer clock.Stop()
-	warming := false
+	warming, preparing := false, false
+	reports := make(chan registry.Progress)
+	prepare := func() (int, error) {
+		err := in.cfg.Prepare(ctx, in.data.Endpoint.BaseURL, func(p registry.Progress) {
+			select {
+			case reports <- p:
+			case <-ctx.Done():
+			}
+		})
+		if err == nil {
+			return http.StatusOK, nil
+		}
+		return 0, err
+	}
 	read := func() {
 		for _, line := range follow.Lines() {
 			if p, ok := in.cfg.Parse(line); ok {
@@ -180,11 +206,23 @@ func (in *Instance) await(ctx context.Context, rep *reporter) error {
 				return ctx.Err()
 			}
 			return in.failure("ended while loading")
+		case p := <-reports:
+			rep.send(p)
 		case a := <-answers:
 			asking = false
 			switch {
 			case ctx.Err() != nil:
 				return ctx.Err()
+			case preparing && a.code != http.StatusOK:
+				if e := registry.AsError(a.err); e.Failure != nil {
+					f := *e.Failure
+					f.LogTail = in.proc.Tail(TailLines)
+					return in.failed(f)
+				}
+				preparing = false
+			case !warming && !preparing && a.code == http.StatusOK && in.cfg.Prepare != nil:
+				preparing = true
+				ask(prepare)
 			case !warming && a.code == http.StatusOK:
 				warming = true
 				read() // the last of the weights was written before this answer was given
@@ -197,11 +235,11 @@ func (in *Instance) await(ctx context.Context, rep *reporter) error {
 					Msg:  fmt.Sprintf("%s loaded the model and then refused a first request: %v", in.cfg.Title, a.err),
 					Hint: "Look at the engine's log. If the model embeds text and does not chat, set embeddings: true in custom_loader_params."})
 			case warming:
-				warming = false // the connection broke: either it is ending, which Done will say, or it answers again
+				warming, preparing = false, false // the connection broke: either it is ending, which Done will say, or it answers again
 			}
 		case <-clock.C:
 			if !asking {
-				ask(func() (int, error) { return in.get(ctx, "/health") })
+				ask(func() (int, error) { return in.get(ctx, in.cfg.healthPath()) })
 			}
 		}
 	}
@@ -211,6 +249,8 @@ type answer struct {
 	code int
 	err  error
 }
+
+func (c Config) healthPath() string { return cmp.Or(c.HealthPath, "/health") }
 
 // reporter keeps the promise that stages come in order and Done never shrinks, whatever the engine prints.
 type reporter struct {

@@ -35,6 +35,9 @@ func newInstance(cfg Config, proc *process.Process, port *process.Port, d data, 
 	go func() {
 		<-proc.Done()
 		port.Release()
+		if cfg.Tidy != nil && d.Dir != "" {
+			cfg.Tidy(d.Dir)
+		}
 		if !in.stopping.Load() {
 			in.err = in.failure("ended without being asked to")
 		}
@@ -79,7 +82,7 @@ func (in *Instance) Health(ctx context.Context) error {
 		return &registry.Error{Code: registry.CodeUnavailable, Op: "httpengine.Health", Msg: in.cfg.Title + " has ended", Err: in.err}
 	default:
 	}
-	code, err := in.get(ctx, "/health")
+	code, err := in.get(ctx, in.cfg.healthPath())
 	if code == http.StatusOK {
 		return nil
 	}
