@@ -22,6 +22,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -135,6 +136,7 @@ func (b *bench) run(ctx context.Context, only string) error {
 		return fmt.Errorf("the server does not build: %w\n%s", err, out)
 	}
 	b.header()
+	begun, stolen := time.Now(), stolenTime()
 	for _, g := range groups {
 		if len(wanted) > 0 && !slices.Contains(wanted, g.name) {
 			continue
@@ -148,7 +150,8 @@ func (b *bench) run(ctx context.Context, only string) error {
 			fmt.Fprintf(b.out, "%-46s COULD NOT RUN: %v\n", g.name, err)
 		}
 	}
-	fmt.Fprintf(b.out, "\nload average at the end %s\n", loadAverage())
+	fmt.Fprintf(b.out, "\nload average at the end %s; of %.0f s on %d CPUs the hypervisor gave %.1f s to others\n",
+		loadAverage(), time.Since(begun).Seconds(), runtime.NumCPU(), (stolenTime() - stolen).Seconds())
 	if len(b.failed) > 0 {
 		return fmt.Errorf("could not measure: %s", strings.Join(b.failed, ", "))
 	}
@@ -186,6 +189,25 @@ func loadAverage() string {
 	}
 	first, _, _ := strings.Cut(string(b), " ")
 	return first
+}
+
+// stolenTime is how long this machine wanted to run and another one on the same hardware did, since it was started. Whoever
+// waits for that waits for tens of milliseconds at a time.
+func stolenTime() time.Duration {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0
+	}
+	first, _, _ := strings.Cut(string(b), "\n")
+	fields := strings.Fields(first) // cpu user nice system idle iowait irq softirq steal …, in hundredths of a second
+	if len(fields) < 9 {
+		return 0
+	}
+	ticks, err := strconv.ParseInt(fields[8], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
 // unit is what a line counts.
