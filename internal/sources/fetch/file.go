@@ -379,6 +379,9 @@ func (r *run) keepSynced() {
 		}
 		since = 0
 		for _, f := range r.dirtyFiles(true) {
+			if r.ctx.Err() != nil {
+				return
+			}
 			if err := r.mark(f); err != nil {
 				r.mu.Lock()
 				r.fail(f, err)
@@ -413,9 +416,6 @@ func (r *run) flush(f *file) {
 
 // mark syncs a file and notes in its journal what that made safe.
 func (r *run) mark(f *file) error {
-	if r.ctx.Err() != nil {
-		return nil
-	}
 	r.mu.Lock()
 	j := f.journal // another one when the file begins again, of which nothing is synced then
 	r.mu.Unlock()
