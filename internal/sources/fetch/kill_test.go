@@ -93,7 +93,8 @@ func (h *hub) child(t *testing.T, dir string, memory int64, conns int) (*exec.Cm
 	raw, err := json.Marshal(o)
 	must(t, err)
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), childJob+"="+string(raw))
+	// The race detector would keep each child for a second at its end.
+	cmd.Env = append(os.Environ(), childJob+"="+string(raw), strings.TrimSpace("GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0"))
 	stderr := &strings.Builder{}
 	cmd.Stderr = stderr
 	must(t, cmd.Start())
