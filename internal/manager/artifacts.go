@@ -92,7 +92,7 @@ func (m *Manager) keepArtifacts(ctx context.Context, ids []string, change func(r
 
 // noteResolved keeps what a look at a source has shown, if it is new. It does not wait for it.
 func (m *Manager) noteResolved(rec registry.Record, snap sources.Snapshot) {
-	m.noticer.note(noticed{rec: rec, snap: snap})
+	m.noticer.note(&noticed{rec: rec, snap: snap})
 }
 
 // knownArtifact returns what is on disk of a model whose source cannot be asked now.
@@ -125,8 +125,8 @@ func (m *Manager) checkSource(model registry.Model) []registry.FieldError {
 // holds a registration up: when too many wait, the rest are looked at when somebody asks for them.
 type noticer struct {
 	m       *Manager
-	wake    chan string  // ids of models
-	results chan noticed // looks to be kept
+	wake    chan string   // ids of models
+	results chan *noticed // looks to be kept
 	mu      sync.Mutex
 	pending map[string]bool
 }
@@ -149,7 +149,7 @@ const (
 )
 
 func newNoticer(m *Manager) *noticer {
-	return &noticer{m: m, wake: make(chan string, noticeQueue), results: make(chan noticed, noticeQueue), pending: map[string]bool{}}
+	return &noticer{m: m, wake: make(chan string, noticeQueue), results: make(chan *noticed, noticeQueue), pending: map[string]bool{}}
 }
 
 func (n *noticer) start() {
@@ -174,7 +174,7 @@ func (n *noticer) notice(id string) {
 	}
 }
 
-func (n *noticer) note(r noticed) {
+func (n *noticer) note(r *noticed) {
 	select {
 	case n.results <- r:
 	default:
@@ -217,7 +217,7 @@ func (n *noticer) lookAt(id string) {
 	default:
 	}
 	if ctx.Err() == nil {
-		n.note(noticed{rec, snap, err})
+		n.note(&noticed{rec, snap, err})
 	}
 }
 
@@ -247,7 +247,7 @@ func (a *actor) filesGone() {
 // keep stores looks, those of a moment in one write.
 func (n *noticer) keep() {
 	for {
-		var batch []noticed
+		var batch []*noticed
 		select {
 		case <-n.m.ctx.Done():
 			return
@@ -271,8 +271,8 @@ func (n *noticer) keep() {
 	}
 }
 
-func (n *noticer) store(batch []noticed) {
-	newest := map[string]noticed{}
+func (n *noticer) store(batch []*noticed) {
+	newest := map[string]*noticed{}
 	var ids []string
 	for _, r := range batch {
 		id := r.rec.ModelID
