@@ -1,6 +1,7 @@
 package process
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,8 +28,10 @@ type Spec struct {
 	// Goodbye, when not empty, is a line that the engine wants on its stdin to end. The engine then gets a stdin
 	// that never reaches its end, also when this program dies.
 	Goodbye string
-	MaxLog  int64 // bytes; DefaultMaxLog when 0
-	Logger  *slog.Logger
+	// StopSignal asks the engine to end; SIGTERM when 0.
+	StopSignal syscall.Signal
+	MaxLog     int64 // bytes; DefaultMaxLog when 0
+	Logger     *slog.Logger
 }
 
 // Exit says how a process ended. Known is false for one that was re-attached: only its parent is told.
@@ -44,6 +47,7 @@ type Process struct {
 	logPath string
 	logFrom int64
 	goodbye string
+	signal  syscall.Signal
 	log     *slog.Logger
 	group   group
 	fd      *pidfd
@@ -103,7 +107,7 @@ func Start(s Spec) (*Process, error) {
 	if err == nil {
 		var fd *pidfd
 		if fd, err = openPidfd(id); err == nil {
-			p := &Process{id: id, logPath: s.LogPath, logFrom: from, goodbye: s.Goodbye, log: logger(s.Logger), fd: fd, cmd: cmd, done: make(chan struct{}),
+			p := &Process{id: id, logPath: s.LogPath, logFrom: from, goodbye: s.Goodbye, signal: cmp.Or(s.StopSignal, syscall.SIGTERM), log: logger(s.Logger), fd: fd, cmd: cmd, done: make(chan struct{}),
 				group: group{leader: id, tag: s.Tag, pinned: true}}
 			p.supervise(s.MaxLog)
 			return p, nil
@@ -124,7 +128,7 @@ func Attach(id Identity, s Spec, logFrom int64) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Process{id: id, logPath: s.LogPath, logFrom: logFrom, goodbye: s.Goodbye, log: logger(s.Logger), fd: fd, done: make(chan struct{}),
+	p := &Process{id: id, logPath: s.LogPath, logFrom: logFrom, goodbye: s.Goodbye, signal: cmp.Or(s.StopSignal, syscall.SIGTERM), log: logger(s.Logger), fd: fd, done: make(chan struct{}),
 		group: group{leader: id, tag: s.Tag}}
 	p.supervise(s.MaxLog)
 	return p, nil
@@ -207,7 +211,7 @@ func (p *Process) Exit() Exit { return p.exit }
 // Tail returns the last n lines of this process's output.
 func (p *Process) Tail(n int) []string { return Tail(p.logPath, p.logFrom, n) }
 
-// Stop asks the engine and all of its group to end (SIGTERM), kills them when ctx ends, and returns when none is
+// Stop asks the engine and all of its group to end (SIGTERM, or the spec's StopSignal), kills them when ctx ends, and returns when none is
 // left. It may be called at any time and by several at once. The error, CodeInternal, names what could not be killed.
 func (p *Process) Stop(ctx context.Context) error {
 	select {
@@ -217,7 +221,7 @@ func (p *Process) Stop(ctx context.Context) error {
 	}
 	if ctx.Err() == nil {
 		p.ask.Do(func() {
-			p.group.signal(syscall.SIGTERM, false)
+			p.group.signal(p.signal, false)
 			p.sayGoodbye()
 		})
 		select {
