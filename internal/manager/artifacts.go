@@ -307,7 +307,6 @@ const watched = 500
 // watch looks at models whose files may change under them, those of local folders: what is different is shown, and the
 // next load uses what is there then.
 func (m *Manager) watch() {
-	m.recallChanges()
 	tick := time.NewTicker(m.WatchEvery)
 	defer tick.Stop()
 	after := map[registry.SourceType]string{}

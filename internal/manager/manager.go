@@ -148,6 +148,7 @@ func (m *Manager) Start(ctx context.Context) error {
 	m.goWork(m.housekeeping)
 	m.goWork(m.loadPinned)
 	m.goWork(m.resumeFetches)
+	m.recallChanges()
 	m.goWork(m.watch)
 	m.goWork(m.retainHourly)
 	return nil
