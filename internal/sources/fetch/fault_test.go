@@ -251,26 +251,28 @@ func answerWith(code int) func(http.ResponseWriter, *http.Request, request, []by
 
 // TestTooManyRequests waits as long as the other side asks before it asks for anything again, and says so.
 func TestTooManyRequests(t *testing.T) {
+	const window = 2 * time.Second
 	for _, header := range [][2]string{{"Ratelimit", `"resolvers";r=0;t=1`}, {"Retry-After", "2"}} {
 		t.Run(header[0], func(t *testing.T) {
 			h := newHub(t, map[string][]byte{"a": content(1<<20, 1), "b": content(1<<20, 2), "c": content(1<<20, 3)})
 			var mu sync.Mutex
-			var refused time.Time
+			var spent time.Time
 			early := 0
 			h.set(func(w http.ResponseWriter, _ *http.Request, q request, _ []byte) bool {
 				mu.Lock()
 				defer mu.Unlock()
 				if q.n == 2 {
-					refused = time.Now()
-					w.Header()[header[0]] = []string{header[1]}
-					w.WriteHeader(http.StatusTooManyRequests)
-					return true
+					spent = time.Now()
 				}
-				// Requests that were under way already do not count.
-				if wait := time.Since(refused); !refused.IsZero() && wait > 500*time.Millisecond && wait < 2*time.Second {
+				if spent.IsZero() || time.Since(spent) >= window {
+					return false
+				}
+				if time.Since(spent) > window/4 { // those that were under way already do not count
 					early++
 				}
-				return false
+				w.Header()[header[0]] = []string{header[1]}
+				w.WriteHeader(http.StatusTooManyRequests)
+				return true
 			}, nil)
 			var told atomic.Bool
 			job := h.job(t.TempDir())
@@ -281,13 +283,43 @@ func TestTooManyRequests(t *testing.T) {
 			}
 			began := time.Now()
 			must(t, hasty(Options{}).Run(within(t), job))
-			if d := time.Since(began); d < 2*time.Second || early > 0 {
+			if d := time.Since(began); d < window || early > 0 {
 				t.Errorf("done after %s; %d requests came too early", d, early)
 			}
 			if !told.Load() {
 				t.Error("nobody was told what is waited for")
 			}
 		})
+	}
+}
+
+// TestOneIsRefused refuses a single request for a minute: only its range waits, and whoever asks for the rest gets it.
+func TestOneIsRefused(t *testing.T) {
+	files := map[string][]byte{"a": content(4<<20, 1), "b": content(4<<20, 2), "c": content(4<<20, 3), "d": content(4<<20, 4)}
+	h := newHub(t, files)
+	var refused atomic.Value
+	h.set(func(w http.ResponseWriter, _ *http.Request, q request, _ []byte) bool {
+		if q.n == 2 {
+			refused.Store(q.name)
+			w.Header().Set("Retry-After", "60")
+			w.WriteHeader(http.StatusTooManyRequests)
+			return true
+		}
+		return false
+	}, nil)
+	ctx, cancel := context.WithCancel(within(t))
+	defer cancel()
+	job := h.job(t.TempDir())
+	job.Report = func(p registry.Progress) {
+		if strings.HasPrefix(p.Msg, "3 of 4 files") {
+			cancel()
+		}
+	}
+	if err := hasty(Options{}).Run(ctx, job); !errors.Is(err, context.Canceled) {
+		t.Fatalf("the other files did not come: %v", err)
+	}
+	if refused.Load() == nil {
+		t.Error("nothing was refused")
 	}
 }
 

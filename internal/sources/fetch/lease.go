@@ -127,6 +127,7 @@ func (r *run) answered(l *lease, a *Answer) error {
 	r.requests.Add(1)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.refused = 0
 	l.answers = true
 	l.waiting.Store(now.UnixNano())
 	latency := now.Sub(l.began)
@@ -306,7 +307,11 @@ func (r *run) retry(l *lease, p piece, e *RetryError, now time.Time) {
 	switch {
 	case e.Slower:
 		r.pace.slower(now)
-		r.pause(now.Add(wait))
+		// One refusal may be of one host, or of one edge that counts for itself. Another before any request was answered
+		// means that the quota is spent, and asking on would only prove it again.
+		if r.refused++; r.refused > 1 {
+			r.pause(now.Add(wait))
+		}
 	case r.failures >= lostAfter:
 		r.pause(now.Add(wait))
 	}

@@ -46,6 +46,7 @@ type run struct {
 	why       string        // what was waited for last
 	whyAt     time.Time
 	failures  int // of the network or for overload, in a row without a byte in between
+	refused   int // requests for overload, in a row without one that was answered in between
 	rated     time.Time
 	replaced  time.Time
 
