@@ -14,3 +14,6 @@ fail() { printf '%s==> %s%s\n' "$_red" "$*" "$_plain" >&2; }
 
 # The same folder that the product uses (os.UserCacheDir): what is in it survives make clean and a new checkout.
 cache_dir() { printf '%s/llmm\n' "${XDG_CACHE_HOME:-$HOME/.cache}"; }
+
+# As in the Makefile: without the compiler's word about every old call that go-nvml wraps.
+export CGO_CFLAGS='-O2 -g -Wno-deprecated-declarations'
