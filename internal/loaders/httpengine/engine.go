@@ -57,7 +57,7 @@ type Config struct {
 	HealthPath string
 	// Prepare, if not nil, is called once HealthPath answers and before Warmup, for an engine that starts empty and is told
 	// what to load. It may call report from any goroutine until it returns. An error with a registry.Failure ends the load,
-	// with the log's tail added to it; any other means that the connection broke, and it is called again unless the engine
+	// with the log's tail added to it, from which one without a Kind is diagnosed; any other means that the connection broke, and it is called again unless the engine
 	// has ended.
 	Prepare func(ctx context.Context, baseURL string, report func(registry.Progress)) error
 	// Tidy, if not nil, is called with the instance's folder when nothing of the engine runs any more, before Done is
@@ -217,6 +217,10 @@ func (in *Instance) await(ctx context.Context, rep *reporter) error {
 				if e := registry.AsError(a.err); e.Failure != nil {
 					f := *e.Failure
 					f.LogTail = in.proc.Tail(TailLines)
+					if d := in.cfg.Diagnose(f.LogTail, process.Exit{}); f.Kind == "" && d.Msg != "" {
+						f.Kind, f.Msg, f.Hint = d.Kind, d.Msg, d.Hint
+					}
+					f.Kind = cmp.Or(f.Kind, registry.FailureCrash)
 					return in.failed(f)
 				}
 				preparing = false
