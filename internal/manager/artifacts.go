@@ -121,6 +121,23 @@ func (m *Manager) checkSource(model registry.Model) []registry.FieldError {
 	return nil
 }
 
+// adminOnly asks the source what only an admin may name. A model that is registered with the same path already was let in
+// by one, and may be edited by others.
+func (m *Manager) adminOnly(ctx context.Context, model registry.Model) []registry.FieldError {
+	src, err := m.source(model.SourceType)
+	if err != nil {
+		return nil // it cannot be loaded either
+	}
+	g, ok := src.(sources.Gatekeeper)
+	if !ok {
+		return nil
+	}
+	if old, err := m.store.Model(ctx, model.ModelID); err == nil && old.SourceType == model.SourceType && old.SourcePath == model.SourcePath {
+		return nil
+	}
+	return g.AdminOnly(sources.RefOf(model))
+}
+
 // noticer looks at the files of models that were registered or changed, so that their facts are known at once. It never
 // holds a registration up: when too many wait, the rest are looked at when somebody asks for them.
 type noticer struct {
@@ -291,6 +308,9 @@ func (n *noticer) store(batch []*noticed) {
 			after := before
 			if after.Ref != refKey(rec.Model) {
 				after = resolvedArtifact(rec.Model, before, sources.Snapshot{}, time.Time{})
+			}
+			if after.Fetched == "" { // of a gated repository everybody may know some things, but not have the files
+				after.Facts, after.Files, after.Bytes = r.snap.Facts, r.snap.Files, r.snap.Bytes
 			}
 			after.Problem = registry.ProblemOf(r.err)
 			return after, true

@@ -90,6 +90,7 @@ type PutOptions struct {
 	Persist   bool  // also into SQLite for good and back into the models file
 	IfVersion int64 // 0 any; otherwise CodeConflict if it changed meanwhile
 	IfAbsent  bool
+	Admin     bool // of the installation: may name what a sources.Gatekeeper keeps from others
 	Audit     *registry.AuditEntry // stored in the transaction of a single registration
 }
 
@@ -100,6 +101,9 @@ func (m *Manager) Register(ctx context.Context, model registry.Model, o PutOptio
 	errs := registry.Validate(model)
 	if len(errs) == 0 {
 		errs = m.checkSource(model)
+	}
+	if len(errs) == 0 && !o.Admin {
+		errs = m.adminOnly(ctx, model)
 	}
 	if len(errs) > 0 {
 		return rec, false, &registry.Error{Code: registry.CodeInvalid, Op: "manager.Register", Msg: "The model is not valid", Fields: errs}
@@ -245,7 +249,11 @@ func (m *Manager) Import(ctx context.Context, doc *manifest.Document, o PutOptio
 				continue
 			}
 		}
-		if errs := m.checkSource(e.Model); len(errs) > 0 {
+		errs := m.checkSource(e.Model)
+		if len(errs) == 0 && !o.Admin {
+			errs = m.adminOnly(ctx, e.Model)
+		}
+		if len(errs) > 0 {
 			for _, f := range errs {
 				res.Issues = append(res.Issues, registry.FieldError{Field: f.Field, Msg: f.Msg, Line: e.Line, Column: e.Column})
 			}

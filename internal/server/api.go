@@ -324,7 +324,7 @@ func (s *Server) register(ctx context.Context, m registry.Model, o manager.PutOp
 		}
 	}
 	entry := s.Auth.Entry(ctx, action, "model:"+m.ModelID, nil, "")
-	o.Audit = &entry
+	o.Audit, o.Admin = &entry, id.Admin
 	return s.Manager.Register(ctx, m, o)
 }
 

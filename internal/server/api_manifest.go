@@ -57,7 +57,7 @@ func (s *Server) applyManifest(ctx context.Context, b []byte, persist, dry bool)
 	}
 	doc.Entries = kept
 	known := map[string]error{}
-	res, err := s.Manager.Import(ctx, doc, manager.PutOptions{Actor: id.Actor(), Persist: persist}, dry, func(team string) error {
+	res, err := s.Manager.Import(ctx, doc, manager.PutOptions{Actor: id.Actor(), Persist: persist, Admin: id.Admin}, dry, func(team string) error {
 		if err := auth.Allowed(id, auth.ModelRegister, team); err != nil {
 			return err
 		}

@@ -74,6 +74,12 @@ type Checker interface {
 	Check(ref Ref) []registry.FieldError
 }
 
+// Gatekeeper is a source where not everybody who may register models may name everything. AdminOnly is pure and returns
+// what is wrong with ref unless an admin gives it.
+type Gatekeeper interface {
+	AdminOnly(ref Ref) []registry.FieldError
+}
+
 // Keeper is a source that keeps artifacts on disks of this machine, so that they can be shown and deleted.
 type Keeper interface {
 	// Stored returns everything that is kept, in the order of Path and Revision.
