@@ -316,8 +316,11 @@ func (n *noticer) store(batch []*noticed) {
 			return after, true
 		}
 		after := resolvedArtifact(rec.Model, before, r.snap, now)
-		same := before.Ref == after.Ref && before.Revision == after.Revision && before.Problem == nil && before.Changed == "" && len(before.Files) == len(after.Files)
-		return after, !same
+		same := before.Ref == after.Ref && before.Revision == after.Revision
+		if same {
+			after.Changed = before.Changed // the look may be older than what the watch has seen; that takes it back itself
+		}
+		return after, !same || before.Problem != nil || len(before.Files) != len(after.Files)
 	})
 }
 

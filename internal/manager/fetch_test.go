@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -407,4 +408,24 @@ func TestFetchGoesOnAfterARestart(t *testing.T) {
 	if err != nil || len(ops) != 1 {
 		t.Errorf("%+v %v", ops, err)
 	}
+}
+
+// What an earlier fetch left on disk was not fetched now: it makes neither the rate higher nor the rest sooner.
+func TestRateOfAResumedFetch(t *testing.T) {
+	t.Parallel()
+	began := time.Now()
+	var now atomic.Int64 // nanoseconds since
+	r := newRig(t, func(o *Options) { o.Now = func() time.Time { return began.Add(time.Duration(now.Load())) } })
+	track := r.newOperation(registry.OperationFetch, "m", "ada", "asked for", registry.FetchStages)
+	report := func(after time.Duration, done int64) registry.Stage {
+		now.Store(int64(after))
+		track.report(registry.Progress{Stage: registry.StageFetch, Done: done, Total: 100_000_000, Unit: registry.UnitBytes})
+		return r.stageOf(track.snapshot(), registry.StageFetch)
+	}
+	report(0, 0)
+	report(50*time.Millisecond, 60_000_000)
+	if s := report(1050*time.Millisecond, 64_000_000); s.Rate != 4_000_000 || s.ETA != registry.Duration(9*time.Second) {
+		t.Errorf("%g bytes per second, %s left", s.Rate, s.ETA)
+	}
+	track.finish(nil, "")
 }

@@ -70,10 +70,11 @@ func TestFactsAreKnownAtOnce(t *testing.T) {
 		t.Errorf("%+v %v", p, err)
 	}
 	// What is wrong with a model is kept, too.
-	d.Fail("org/gated", &registry.Error{Code: registry.CodeLoadingFailed, Msg: "gated"})
+	// So is what everybody may know of one that is gated.
+	d.Fail("org/gated", &registry.Error{Code: registry.CodeLoadingFailed, Msg: "gated", Failure: &registry.Failure{Kind: registry.FailureGated, Msg: "gated"}})
 	r.fetchable("gated", "org/gated")
-	if a := r.known("gated", "refused", func(a registry.ModelArtifact) bool { return a.Problem != nil }); a.Problem.Msg != "gated" {
-		t.Errorf("%+v", a.Problem)
+	if a := r.known("gated", "refused", func(a registry.ModelArtifact) bool { return a.Problem != nil }); a.Problem.Msg != "gated" || !a.Facts.Gated || a.Facts.Parameters != 42 || a.Revision != "" {
+		t.Errorf("%+v %+v", a, a.Problem)
 	}
 	// A change of where the files come from makes what was known void.
 	r.end(r.mustFetchAgain(d, "m", "org/m"), registry.OperationSucceeded)

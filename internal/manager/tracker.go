@@ -12,6 +12,10 @@ import (
 // stallAfter is how long a running stage may stand still before it is called stalled. Nothing is ended because of it.
 const stallAfter = 15 * time.Second
 
+// alreadyThere is how long after its beginning a fetch still reports what an earlier one left: that was not fetched now,
+// so it counts neither for the rate nor for the ETA.
+const alreadyThere = 200 * time.Millisecond
+
 // tracker keeps one operation while it is under way: it turns what sources and loaders report into stages with rate
 // and ETA, tells subscribers, and stores what must survive. It is safe for concurrent use.
 type tracker struct {
@@ -118,6 +122,9 @@ func (t *tracker) report(p registry.Progress) {
 	s.Done, s.Total, s.Unit = max(s.Done, p.Done), p.Total, p.Unit
 	if p.Msg != "" {
 		s.Msg = p.Msg
+	}
+	if p.Stage == registry.StageFetch && now.Sub(s.StartedAt) < alreadyThere {
+		t.from, t.at = s.Done, now
 	}
 	if el := now.Sub(t.at).Seconds(); el >= 0.2 && s.Done > t.from {
 		s.Rate = float64(s.Done-t.from) / el

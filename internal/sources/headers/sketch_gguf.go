@@ -150,10 +150,11 @@ func QuantizationOf(name string) string {
 }
 
 // bitsPerWeight is what quantisations take on average: the table of tools/quantize/README.md of llama.cpp 11434, for
-// Llama 3.1 8B. Other models differ by some percent.
+// Llama 3.1 8B. Other models differ by some percent. That table has Q4_1, Q5_0 and Q5_1 not; they are worked out the way
+// Q4_0 comes out there: their blocks take 5, 5.5 and 6 bits, and the output tensor, 6.5% of that model, is Q6_K.
 var bitsPerWeight = map[string]float64{
 	"IQ1_S": 2.0042, "IQ1_M": 2.1460, "IQ2_XXS": 2.3824, "IQ2_XS": 2.5882, "IQ2_S": 2.7403, "IQ2_M": 2.9294,
 	"IQ3_XXS": 3.2548, "IQ3_XS": 3.4977, "IQ3_S": 3.6606, "IQ3_M": 3.7628, "IQ4_XS": 4.4597, "IQ4_NL": 4.6818,
-	"Q2_K_S": 2.9697, "Q2_K": 3.1593, "Q3_K_S": 3.6429, "Q3_K_M": 3.9960, "Q3_K_L": 4.2979, "Q4_0": 4.6672, "Q4_K_S": 4.6672, "Q4_K_M": 4.8944,
-	"Q5_K_S": 5.5704, "Q5_K_M": 5.7036, "Q6_K": 6.5633, "Q8_0": 8.5008, "F16": 16.0005, "BF16": 16.0005, "F32": 32,
+	"Q2_K_S": 2.9697, "Q2_K": 3.1593, "Q3_K_S": 3.6429, "Q3_K_M": 3.9960, "Q3_K_L": 4.2979, "Q4_0": 4.6672, "Q4_1": 5.1, "Q4_K_S": 4.6672, "Q4_K_M": 4.8944,
+	"Q5_0": 5.57, "Q5_1": 6.04, "Q5_K_S": 5.5704, "Q5_K_M": 5.7036, "Q6_K": 6.5633, "Q8_0": 8.5008, "F16": 16.0005, "BF16": 16.0005, "F32": 32,
 }

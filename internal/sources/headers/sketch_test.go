@@ -380,6 +380,15 @@ func TestSketchGGUF(t *testing.T) {
 			t.Errorf("%q: got %+v, %v", label, f, err)
 		}
 	}
+	// Without a label: what the blocks take, and the output tensor.
+	delete(keys, "general.size_label")
+	for name, bits := range map[string]float64{"m-Q4_1.gguf": 5.1, "m-Q5_0.gguf": 5.57, "m-Q5_1.gguf": 6.04} {
+		n = &network{files: map[string]remote{name: {sourcetest.GGUF(keys, nil), 4 << 30}}}
+		f, err := headers.SketchGGUF(n.list(), n.open, headers.Hints{})
+		if want := int64((4 << 30) * 8 / bits); err != nil || f.Parameters != want {
+			t.Errorf("%s: got %d parameters, want %d, %v", name, f.Parameters, want, err)
+		}
+	}
 	_, err = headers.SketchGGUF(nil, n.open, headers.Hints{})
 	wantError(t, err, registry.CodeInvalid, "", "no GGUF file")
 }
