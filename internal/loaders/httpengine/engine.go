@@ -60,6 +60,12 @@ type Config struct {
 	// with the log's tail added to it, from which one without a Kind is diagnosed; any other means that the connection broke, and it is called again unless the engine
 	// has ended.
 	Prepare func(ctx context.Context, baseURL string, report func(registry.Progress)) error
+	// Ready, if not nil, tells whether a line of the log says that the engine answers. Nothing is asked before such a line.
+	Ready func(line string) bool
+	// ReportPath, if not "", is where a ready engine tells what it has loaded; Describe completes the endpoint from that
+	// and returns the request for Warmup. It is asked again by Recover.
+	ReportPath string
+	Describe   func(report []byte, ep *registry.Endpoint) API
 	// Tidy, if not nil, is called with the instance's folder when nothing of the engine runs any more, before Done is
 	// closed: what the engine wrote there goes.
 	Tidy func(dir string)
@@ -189,8 +195,10 @@ func (in *Instance) await(ctx context.Context, rep *reporter) error {
 		}
 		return 0, err
 	}
+	ready := in.cfg.Ready == nil
 	read := func() {
 		for _, line := range follow.Lines() {
+			ready = ready || in.cfg.Ready(line)
 			if p, ok := in.cfg.Parse(line); ok {
 				rep.send(p)
 			}
@@ -242,8 +250,14 @@ func (in *Instance) await(ctx context.Context, rep *reporter) error {
 				warming, preparing = false, false // the connection broke: either it is ending, which Done will say, or it answers again
 			}
 		case <-clock.C:
-			if !asking {
-				ask(func() (int, error) { return in.get(ctx, in.cfg.healthPath()) })
+			if !asking && ready {
+				ask(func() (int, error) {
+					code, err := in.get(ctx, in.cfg.healthPath())
+					if code == http.StatusOK && in.cfg.ReportPath != "" {
+						code, err = in.describe(ctx)
+					}
+					return code, err
+				})
 			}
 		}
 	}
@@ -310,6 +324,12 @@ func Recover(ctx context.Context, cfg Config, h registry.Handle) (*Instance, err
 			return nil, gone("has ended")
 		default:
 			return nil, err
+		}
+	}
+	if cfg.ReportPath != "" {
+		if _, err := in.describe(ctx); err != nil {
+			return nil, &registry.Error{Code: registry.CodeUnavailable, Op: "loaders." + cfg.Loader + ".Recover", Err: err,
+				Msg: fmt.Sprintf("%s (process %d) does not tell what it has loaded: %v", cfg.Title, h.PID, err)}
 		}
 	}
 	return in, nil

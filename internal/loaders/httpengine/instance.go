@@ -121,10 +121,25 @@ func (in *Instance) post(ctx context.Context, a API) (int, error) {
 	return in.do(ctx, http.MethodPost, a.Path, b)
 }
 
+// describe asks the engine what it has loaded. Only while nobody else has the instance.
+func (in *Instance) describe(ctx context.Context) (int, error) {
+	code, text, err := in.ask(ctx, http.MethodGet, in.cfg.ReportPath, nil)
+	if err == nil {
+		in.cfg.Warmup = in.cfg.Describe(text, &in.data.Endpoint)
+	}
+	return code, err
+}
+
 func (in *Instance) do(ctx context.Context, method, path string, body []byte) (int, error) {
+	code, _, err := in.ask(ctx, method, path, body)
+	return code, err
+}
+
+// ask sends a request and returns the status and what was answered; an error for all but 200.
+func (in *Instance) ask(ctx context.Context, method, path string, body []byte) (int, []byte, error) {
 	req, err := http.NewRequestWithContext(ctx, method, in.data.Endpoint.BaseURL+path, bytes.NewReader(body))
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	req.Header.Set("Authorization", in.Authorization())
 	if body != nil {
@@ -132,17 +147,17 @@ func (in *Instance) do(ctx context.Context, method, path string, body []byte) (i
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	text, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	switch {
 	case resp.StatusCode != http.StatusOK:
-		return resp.StatusCode, fmt.Errorf("status %d: %s", resp.StatusCode, process.Scrub(string(bytes.TrimSpace(text[:min(len(text), 400)]))))
+		return resp.StatusCode, nil, fmt.Errorf("status %d: %s", resp.StatusCode, process.Scrub(string(bytes.TrimSpace(text[:min(len(text), 400)]))))
 	case err != nil:
-		return 0, err
+		return 0, nil, err
 	}
-	return resp.StatusCode, nil
+	return resp.StatusCode, text, nil
 }
 
 // failure explains the end of the process from its log. Only after the process is done.

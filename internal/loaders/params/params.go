@@ -30,7 +30,7 @@ var ofSources = []string{
 	"username", "password",
 }
 
-// Values are the parameters that were given, checked: string, int64, bool, float64 or []string.
+// Values are the parameters that were given, checked: string, int64, bool, float64, []string or map[string]any.
 type Values map[string]any
 
 // Infos returns the table as loaders.Info wants it.
@@ -131,7 +131,13 @@ func (s Spec) read(v any) (any, error) {
 			out = append(out, str)
 		}
 		return out, nil
-	case registry.KindMap, registry.KindInts, registry.KindDuration:
+	case registry.KindMap:
+		m, ok := v.(map[string]any)
+		if !ok {
+			return nil, fmt.Errorf("must be a mapping")
+		}
+		return m, nil
+	case registry.KindInts, registry.KindDuration:
 	}
 	return nil, fmt.Errorf("has a kind that no loader uses")
 }
