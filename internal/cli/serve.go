@@ -94,11 +94,11 @@ func (c *serveCmd) Run(e *env) error {
 	defer bus.Close()
 
 	var m *manager.Manager
-	disks := []string{c.DataDir}
-	if cache, err := os.UserCacheDir(); err == nil {
-		disks = append(disks, cache)
+	set, fetcher, err := c.open(c.DataDir, log)
+	if err != nil {
+		return err
 	}
-	sampler := hw.New(hw.Options{Logger: log, Disks: disks, OnSample: func(registry.Sample) {
+	sampler := hw.New(hw.Options{Logger: log, Disks: disks(c.DataDir, set), OnSample: func(registry.Sample) {
 		if m != nil {
 			bus.Sample(registry.EventResources, "", m.Resources())
 		}
@@ -109,10 +109,6 @@ func (c *serveCmd) Run(e *env) error {
 			log.Error("The models file cannot be used; the server starts without it", "path", c.Models, "err", err)
 			file = nil
 		}
-	}
-	set, fetcher, err := c.open(c.DataDir, log)
-	if err != nil {
-		return err
 	}
 	engines := engineDir(c.DataDir)
 	m = manager.New(manager.Options{

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/industriverse/llmmodelmanager/internal/sources"
 	"github.com/industriverse/llmmodelmanager/internal/sources/fetch"
@@ -47,6 +48,52 @@ func (f *sourceFlags) open(dataDir string, log *slog.Logger) ([]sources.Source, 
 		s3.New(s3.Options{Dir: filepath.Join(dataDir, "s3"), Fetcher: fetcher, AllowPrivate: f.S3AllowPrivate, Logger: log}),
 		library,
 	}, fetcher, nil
+}
+
+// disks returns the folders whose file systems are shown: that of the data, that of caches, and those of sources that keep
+// their files on yet another one.
+func disks(dataDir string, set []sources.Source) []string {
+	list := []string{dataDir}
+	if cache, err := os.UserCacheDir(); err == nil {
+		list = append(list, cache)
+	}
+	known := map[uint64]bool{}
+	for _, folder := range list {
+		known[deviceOf(folder)] = true
+	}
+	for _, src := range set {
+		folder := ""
+		switch s := src.(type) {
+		case interface{ Cache() string }:
+			folder = s.Cache()
+		case interface{ Folder() string }:
+			folder = s.Folder()
+		default:
+			continue
+		}
+		if dev := deviceOf(folder); !known[dev] {
+			known[dev] = true
+			list = append(list, folder)
+		}
+	}
+	return list
+}
+
+// deviceOf names the file system that a folder is on, or will be on when it is made.
+func deviceOf(folder string) uint64 {
+	for {
+		info, err := os.Stat(folder)
+		if err == nil {
+			if st, ok := info.Sys().(*syscall.Stat_t); ok {
+				return uint64(st.Dev) //nolint:unconvert // of another type on other systems
+			}
+			return 0
+		}
+		if filepath.Dir(folder) == folder {
+			return 0
+		}
+		folder = filepath.Dir(folder)
+	}
 }
 
 // ollamaKey is the key that Ollama made for this user, "" if it has none.
