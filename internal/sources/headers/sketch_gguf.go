@@ -54,12 +54,15 @@ func SketchGGUF(files []registry.File, open Opener, hints Hints) (registry.Facts
 		}
 		f.DType = mixture.ReplaceAllString(strings.ToLower(strings.TrimPrefix(f.Quantization, "UD-")), "$1")
 		f.Parameters = max(hints.Total, 0)
-		if bits := bitsPerWeight[f.Quantization]; f.Parameters == 0 && bits > 0 {
+		label := g.text("general.size_label")
+		// In a model that is labelled in millions the vocabulary is a large part, and that is quantised less than the rest.
+		small := labelled(label) > 0 && strings.HasSuffix(label, "M")
+		if bits := bitsPerWeight[f.Quantization]; f.Parameters == 0 && bits > 0 && !small {
 			f.Parameters = int64(float64(bytes) * 8 / bits)
 			f.Notes = append(f.Notes, fmt.Sprintf("The number of parameters is derived from the size of the files, as usual for %s.", f.Quantization))
 		}
 		if f.Parameters == 0 {
-			if f.Parameters = labelled(g.text("general.size_label")); f.Parameters > 0 {
+			if f.Parameters = labelled(label); f.Parameters > 0 {
 				f.Notes = append(f.Notes, "The number of parameters is the rounded one that the file is labelled with.")
 			}
 		}

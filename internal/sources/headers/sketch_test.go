@@ -389,6 +389,12 @@ func TestSketchGGUF(t *testing.T) {
 			t.Errorf("%s: got %d parameters, want %d, %v", name, f.Parameters, want, err)
 		}
 	}
+	// One of millions is known better by its label.
+	keys["general.size_label"] = "135M"
+	n = &network{files: map[string]remote{"m-Q4_1.gguf": {sourcetest.GGUF(keys, nil), 98362432}}}
+	if f, err := headers.SketchGGUF(n.list(), n.open, headers.Hints{}); err != nil || f.Parameters != 135e6 {
+		t.Errorf("got %d parameters, %v", f.Parameters, err)
+	}
 	_, err = headers.SketchGGUF(nil, n.open, headers.Hints{})
 	wantError(t, err, registry.CodeInvalid, "", "no GGUF file")
 }
