@@ -74,7 +74,11 @@ func (g *Gateway) forward(w http.ResponseWriter, r *http.Request, a api) {
 		g.fail(w, r, err)
 		return
 	}
-	resp, err := g.transport.RoundTrip(req)
+	var transport http.RoundTripper = g.transport
+	if lease.Transport != nil {
+		transport = lease.Transport
+	}
+	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		g.fail(w, r, g.died(rec.ModelID, err))
 		return

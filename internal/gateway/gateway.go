@@ -37,7 +37,9 @@ type Backend interface {
 type Lease struct {
 	Endpoint      registry.Endpoint
 	Authorization string // the whole header for the engine, "Bearer …"; "" for none
-	Release       func()
+	// Transport carries the request; nil is the gateway's own, which reaches every address.
+	Transport http.RoundTripper
+	Release   func()
 }
 
 // Options are what a Gateway is made of.

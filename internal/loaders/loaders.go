@@ -4,6 +4,7 @@ package loaders
 
 import (
 	"context"
+	"net/http"
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
@@ -19,6 +20,7 @@ type Info struct {
 	Params       []Param // the custom_loader_params it understands; others are refused
 	CanSleep     bool
 	Experimental bool
+	OnlyNamed    bool   // auto never chooses it
 	HowToGet     string // one line for people: how to install the engine
 	// LogNoise are beginnings of log lines that the engine writes for us and not for people; they are not shown.
 	LogNoise []string
@@ -47,6 +49,8 @@ type LoadSpec struct {
 	Device     registry.Device // DeviceCPU or DeviceCUDA, decided by the planner; never auto
 	GPUs       []int           // NVML indices, with DeviceCUDA
 	GPUUUIDs   []string        // the same devices by UUID, for CUDA_VISIBLE_DEVICES
+	Reserved   int64           // bytes promised to it, on all of its devices together
+	DeviceSize int64           // bytes of the smallest of GPUs; 0 on the CPU
 	Context    int             // tokens of context the plan reserved for; 0 leaves it to the engine
 	LogPath    string          // the engine's stdout and stderr go here, appended
 	Dir        string          // an empty folder of this instance's own, removed by the manager afterwards
@@ -94,6 +98,23 @@ type Recoverer interface {
 	// Recover returns the instance that the handle belongs to. CodeNotFound if it no longer runs or is another process
 	// that got the same number.
 	Recover(ctx context.Context, h registry.Handle) (Instance, error)
+}
+
+// Reconnector is a loader of instances that are no process of this machine: the model is needed to take one up again, since
+// the handle holds no secret.
+type Reconnector interface {
+	// Reconnect returns the instance that the handle belongs to. CodeNotFound if it is not of the model as it is now.
+	Reconnect(ctx context.Context, h registry.Handle, m registry.Model) (Instance, error)
+}
+
+// Transporter is an instance that is reached in its own way: the gateway sends its requests through Transport.
+type Transporter interface {
+	Transport() http.RoundTripper
+}
+
+// Observer is an instance elsewhere that watches how it answers.
+type Observer interface {
+	Observe() registry.ServiceHealth
 }
 
 // Sleeper is an instance that can keep its weights in host memory.

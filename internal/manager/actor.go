@@ -506,6 +506,9 @@ func (a *actor) restart(gen int64) {
 		return
 	}
 	cause := fmt.Sprintf("restart %d of %d after a crash", a.rt.Attempts, a.m.MaxRestarts)
+	if f := a.rt.Failure; f != nil && f.Kind == registry.FailureUnreachable {
+		cause = "the service was away: looking whether it is back"
+	}
 	j := &job{track: a.m.newOperation(registry.OperationLoad, a.id, "manager", cause, registry.LoadStages), rec: rec, opts: LoadOptions{Actor: "manager", Cause: cause, Device: a.as.Device, Override: a.as.Override}}
 	err = j.track.save()
 	if err == nil {

@@ -37,6 +37,9 @@ func (m *Manager) chooseEngine(ctx context.Context, model registry.Model) (chose
 			if info.Name != model.Engine {
 				continue
 			}
+			if !slices.Contains(info.Sources, model.SourceType) {
+				return chosenEngine{}, missing(fmt.Sprintf("%s does not run models from %s.", info.Title, model.SourceType), "Set engine to auto.")
+			}
 			if !slices.Contains(info.Formats, model.ModelFormat) {
 				return chosenEngine{}, missing(fmt.Sprintf("%s cannot load %s.", info.Title, model.ModelFormat), "Set engine to auto, or register a version in a format that it loads: "+joinFormats(info.Formats)+".")
 			}
@@ -52,7 +55,7 @@ func (m *Manager) chooseEngine(ctx context.Context, model registry.Model) (chose
 	hint := ""
 	for _, l := range m.Loaders {
 		info := l.Info()
-		if info.Name == "fake" || !slices.Contains(info.Formats, model.ModelFormat) || !slices.Contains(info.Sources, model.SourceType) {
+		if info.Name == "fake" || info.OnlyNamed || !slices.Contains(info.Formats, model.ModelFormat) || !slices.Contains(info.Sources, model.SourceType) {
 			continue
 		}
 		v, err := l.Check(ctx)

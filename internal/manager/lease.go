@@ -2,6 +2,7 @@ package manager
 
 import (
 	"context"
+	"net/http"
 	"sync"
 	"time"
 
@@ -13,7 +14,8 @@ import (
 // unload waits for it. Release is idempotent.
 type Lease struct {
 	Endpoint      registry.Endpoint
-	Authorization string // for the engine; a secret
+	Authorization string            // for the engine; a secret
+	Transport     http.RoundTripper // to reach it; nil for the gateway's own
 	Release       func()
 }
 
@@ -64,6 +66,9 @@ func (m *Manager) lease(ctx context.Context, id string) (l Lease, ok bool, err e
 		l.Endpoint = a.inst.Endpoint()
 		if auth, is := a.inst.(loaders.Authenticator); is {
 			l.Authorization = auth.Authorization()
+		}
+		if t, is := a.inst.(loaders.Transporter); is {
+			l.Transport = t.Transport()
 		}
 		gen := a.rt.Generation
 		a.active++

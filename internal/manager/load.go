@@ -293,7 +293,7 @@ func (w *loadWork) load(ctx context.Context) (loaders.Instance, registry.Memory,
 		return nil, none, "", err
 	}
 	spec := loaders.LoadSpec{
-		Model: given, Artifact: art, InstanceID: w.instance, Device: registry.DeviceCPU, GPUs: plan.GPUs, Context: plan.Needs.Context,
+		Model: given, Artifact: art, InstanceID: w.instance, Device: registry.DeviceCPU, GPUs: plan.GPUs, Context: plan.Needs.Context, Reserved: plan.Needs.Bytes(),
 		LogPath: w.m.logPath(w.instance), Dir: filepath.Join(w.m.runDir(), w.instance),
 		Started: func(h registry.Handle) {
 			if err := w.a.do(context.WithoutCancel(ctx), func() error { return w.a.started(w.job.gen, h) }); err != nil {
@@ -307,6 +307,9 @@ func (w *loadWork) load(ctx context.Context) (loaders.Instance, registry.Memory,
 			for _, g := range sample.GPUs {
 				if g.Index == i {
 					spec.GPUUUIDs = append(spec.GPUUUIDs, g.UUID)
+					if spec.DeviceSize == 0 || g.MemoryTotal < spec.DeviceSize {
+						spec.DeviceSize = g.MemoryTotal
+					}
 				}
 			}
 		}

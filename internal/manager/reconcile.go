@@ -87,7 +87,7 @@ func (m *Manager) reattach(ctx context.Context, rt registry.Runtime) bool {
 	rec, err := m.store.Model(ctx, rt.ModelID)
 	// An instance that was told to end is not taken back: that it should be stopped is what was last asked for.
 	if err == nil && rt.Handle != nil && rt.Desired == registry.RuntimeReady {
-		if inst := m.recover(ctx, rt); inst != nil {
+		if inst := m.recover(ctx, rt, rec.Model); inst != nil {
 			if to, err := registry.Next(rt.State, registry.TriggerReattach); err == nil {
 				h, ep := inst.Handle(), inst.Endpoint()
 				rt.State, rt.Desired, rt.Handle, rt.Endpoint, rt.ChangedAt = to, registry.RuntimeReady, &h, &ep, m.now()
@@ -134,13 +134,12 @@ func (m *Manager) reattach(ctx context.Context, rt registry.Runtime) bool {
 	return false
 }
 
-func (m *Manager) recover(ctx context.Context, rt registry.Runtime) loaders.Instance {
+func (m *Manager) recover(ctx context.Context, rt registry.Runtime, model registry.Model) loaders.Instance {
 	for _, l := range m.Loaders {
-		r, ok := l.(loaders.Recoverer)
-		if !ok || l.Info().Name != rt.Handle.Loader {
+		if l.Info().Name != rt.Handle.Loader {
 			continue
 		}
-		inst, err := r.Recover(ctx, *rt.Handle)
+		inst, err := m.takeUp(ctx, l, *rt.Handle, model)
 		if err != nil {
 			m.log.Info("An engine could not be found again", "model", rt.ModelID, "err", err)
 			return nil
@@ -159,6 +158,21 @@ func (m *Manager) recover(ctx context.Context, rt registry.Runtime) loaders.Inst
 		return inst
 	}
 	return nil
+}
+
+// takeUp finds the instance of a handle again: by its process, or by its address and the model's key.
+func (m *Manager) takeUp(ctx context.Context, l loaders.Loader, h registry.Handle, model registry.Model) (loaders.Instance, error) {
+	switch r := l.(type) {
+	case loaders.Recoverer:
+		return r.Recover(ctx, h)
+	case loaders.Reconnector:
+		given, err := m.withSecrets(ctx, model)
+		if err != nil {
+			return nil, err
+		}
+		return r.Reconnect(ctx, h, given)
+	}
+	return nil, registry.Errorf(registry.CodeNotFound, "Instances of %s end with the server", l.Info().Title)
 }
 
 // endOrphans ends every engine process that this installation started and that belongs to no instance.

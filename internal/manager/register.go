@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/industriverse/llmmodelmanager/internal/loaders"
 	"github.com/industriverse/llmmodelmanager/internal/manifest"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 	"github.com/industriverse/llmmodelmanager/internal/store"
@@ -90,7 +91,7 @@ type PutOptions struct {
 	Persist   bool  // also into SQLite for good and back into the models file
 	IfVersion int64 // 0 any; otherwise CodeConflict if it changed meanwhile
 	IfAbsent  bool
-	Admin     bool // of the installation: may name what a sources.Gatekeeper keeps from others
+	Admin     bool                 // of the installation: may name what a sources.Gatekeeper keeps from others
 	Audit     *registry.AuditEntry // stored in the transaction of a single registration
 }
 
@@ -208,6 +209,8 @@ type InstanceInfo struct {
 	Memory         registry.Memory   `json:"memory"`
 	InstanceID     string            `json:"instance_id"`
 	ReadyAt        string            `json:"ready_at"`
+
+	Service *registry.ServiceHealth `json:"service,omitempty"` // of one that runs elsewhere
 }
 
 // Instance returns the ready instance of a model. CodeBadState when it is not loaded.
@@ -220,8 +223,14 @@ func (m *Manager) Instance(ctx context.Context, id string) (InstanceInfo, error)
 	if v == nil || v.rt.State != registry.RuntimeReady || v.rt.Endpoint == nil {
 		return InstanceInfo{}, registry.Errorf(registry.CodeBadState, "%s is not loaded", id)
 	}
+	var service *registry.ServiceHealth
+	if o, ok := v.inst.(loaders.Observer); ok {
+		s := o.Observe()
+		service = &s
+	}
 	return InstanceInfo{
-		Config: rec.Redacted(), Engine: v.rt.Engine, EngineVersion: v.rt.EngineVersion, Device: v.rt.Device, Endpoint: *v.rt.Endpoint,
+		Service: service,
+		Config:  rec.Redacted(), Engine: v.rt.Engine, EngineVersion: v.rt.EngineVersion, Device: v.rt.Device, Endpoint: *v.rt.Endpoint,
 		ModelClass: v.rt.Endpoint.ModelClass, TokenizerClass: v.rt.Endpoint.TokenizerClass, Memory: v.rt.Memory,
 		InstanceID: v.rt.InstanceID, ReadyAt: v.rt.ReadyAt.UTC().Format("2006-01-02T15:04:05.000Z"),
 	}, nil

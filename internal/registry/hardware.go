@@ -70,6 +70,16 @@ type Reservation struct {
 	Active     int          `json:"active,omitempty"` // requests being answered now
 }
 
+// ServiceHealth is how a service elsewhere has answered since its model was loaded.
+type ServiceHealth struct {
+	Requests  int64     `json:"requests"` // of users
+	Errors    int64     `json:"errors"`
+	LatencyMS float64   `json:"latency_ms,omitempty"` // until an answer began: a moving average of those that were no errors
+	LastError string    `json:"last_error,omitempty"`
+	AwaySince time.Time `json:"away_since,omitzero"`
+	CheckedAt time.Time `json:"checked_at,omitzero"` // when it was last asked without a request of a user
+}
+
 // Resources is what GET /api/v1/resources answers: the newest sample and who holds what.
 type Resources struct {
 	Sample

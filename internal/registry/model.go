@@ -52,7 +52,7 @@ var Devices = []Device{DeviceAuto, DeviceCUDA, DeviceCPU}
 const EngineAuto = "auto"
 
 // Engines lists the names that a model's engine field may have.
-var Engines = []string{EngineAuto, "llamacpp", "ollama", "transformers", "vllm", "external", "fake"}
+var Engines = []string{EngineAuto, "llamacpp", "ollama", "transformers", "vllm", "external", "command", "fake"}
 
 // DefaultRevision is what revision means when nothing is given.
 const DefaultRevision = "main"

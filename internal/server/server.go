@@ -315,7 +315,7 @@ type backend struct{ s *Server }
 
 func (b backend) Acquire(ctx context.Context, id, who string) (gateway.Lease, error) {
 	l, err := b.s.Manager.Acquire(ctx, id, "gateway:"+who)
-	return gateway.Lease{Endpoint: l.Endpoint, Authorization: l.Authorization, Release: l.Release}, err
+	return gateway.Lease{Endpoint: l.Endpoint, Authorization: l.Authorization, Transport: l.Transport, Release: l.Release}, err
 }
 
 func (b backend) UsableModels(ctx context.Context, teams []string) ([]registry.Record, error) {

@@ -111,6 +111,8 @@ func EngineName(e string) string {
 		return "vLLM"
 	case "external":
 		return "external service"
+	case "command":
+		return "command of the admin's"
 	case "", registry.EngineAuto:
 		return "chosen by format and device"
 	}
@@ -171,6 +173,8 @@ func FailureWord(k registry.FailureKind) string {
 		return "cancelled"
 	case registry.FailureParameter:
 		return "parameter refused"
+	case registry.FailureUnreachable:
+		return "service not reachable"
 	}
 	return string(k)
 }
