@@ -1,0 +1,353 @@
+package transformers
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+)
+
+// requirements are the packages of the environment, uvRequirement the installer that fetches them many times quicker than
+// pip does.
+var (
+	//go:embed requirements.txt
+	requirements string
+	//go:embed uv.txt
+	uvRequirement string
+)
+
+// bundled is the version of transformers that requirements.txt names; the environment's folder is called by it.
+const bundled = "5.23.0"
+
+// needless are packages of requirements.txt that torch imports on a GPU only: a machine without one is spared a gigabyte.
+// The rest of CUDA is linked to torch, whose build for the CPU alone is not in the package index.
+var needless = []string{"triton", "cuda-bindings", "cuda-pathfinder", "cuda-toolkit", "nvidia-cuda-cccl", "nvidia-nvtx"}
+
+// Install makes dir/transformers/VERSION, a Python environment; dir is one of the SearchDirs. It takes minutes and, while
+// it runs, twice the gigabytes. Progress is StageFetch (bytes), StageVerify (a first import) and StageReady. What was
+// downloaded is kept in dir/build/transformers until all is done, so that an interrupted one goes on; the environment
+// appears whole or not at all. When ctx ends, nothing of it runs any more. Errors are CodeUnavailable (no Python that
+// will do, or the download failed), CodeConflict (another install runs) or CodeInternal.
+func (l *Loader) Install(ctx context.Context, dir string, report func(registry.Progress)) error {
+	prefix := l.o.TagPrefix
+	if prefix == "" {
+		prefix = "llmm-install"
+	}
+	// The tag is this install's alone: ending a tool ends all that carries its tag.
+	in := &installer{dir: dir, work: filepath.Join(dir, "build", Name), report: report,
+		tag: fmt.Sprintf("%s/install-%s-%d-%d", prefix, Name, os.Getpid(), time.Now().UnixNano())}
+	return in.run(ctx)
+}
+
+type installer struct {
+	dir, work, tag string
+	report         func(registry.Progress)
+	last           registry.Progress
+	sizes          map[string]int64 // bytes of each package that uv has said it downloads
+}
+
+func (in *installer) run(ctx context.Context) error {
+	final := filepath.Join(in.dir, Name, bundled)
+	if _, err := inspect(ctx, filepath.Join(final, "bin", "python")); err == nil {
+		in.say(registry.StageReady, 0, 0, "Transformers "+bundled+" is installed")
+		return nil
+	}
+	python, err := basePython(ctx)
+	if err != nil {
+		return err
+	}
+	for _, d := range []string{in.work, filepath.Dir(final)} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return failed(err, "Cannot make the folder %s: %v", d, err)
+		}
+	}
+	unlock, err := lock(filepath.Join(in.work, ".lock"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	in.say(registry.StageFetch, 0, 0, "Fetching the installer")
+	uv, err := in.uv(ctx, python)
+	if err != nil {
+		return err
+	}
+	env := filepath.Join(in.work, "env")
+	if err := in.fill(ctx, uv, python, env); err != nil {
+		return err
+	}
+	in.say(registry.StageVerify, 0, 0, "Importing torch and transformers for the first time")
+	if err := in.tool(ctx, []string{filepath.Join(env, "bin", "python"), "-c", "import torch, transformers, safetensors, accelerate, sentencepiece; from transformers import AutoConfig; torch.ones(2).sum()"}, nil); err != nil {
+		return explained(err, "The environment was made, and torch or transformers cannot be imported in it")
+	}
+	if _, err := inspect(ctx, filepath.Join(env, "bin", "python")); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(final); err != nil { // one that does not work: it was looked at first
+		return failed(err, "Cannot replace %s: %v", final, err)
+	}
+	if err := os.Rename(env, final); err != nil {
+		return failed(err, "Cannot move the environment to %s: %v", final, err)
+	}
+	for _, name := range []string{"uv-cache", "boot"} {
+		_ = os.RemoveAll(filepath.Join(in.work, name)) // only takes space now
+	}
+	in.say(registry.StageReady, 0, 0, "Transformers "+bundled+" is installed")
+	return nil
+}
+
+func (in *installer) say(stage registry.StageName, done, total int64, msg string) {
+	p := registry.Progress{Stage: stage, Done: done, Total: total, Msg: msg}
+	if total > 0 {
+		p.Unit = registry.UnitBytes
+	}
+	if p == in.last || p.Stage == in.last.Stage && p.Done < in.last.Done {
+		return
+	}
+	in.last = p
+	if in.report != nil {
+		in.report(p)
+	}
+}
+
+func failed(err error, format string, args ...any) error {
+	return &registry.Error{Code: registry.CodeInternal, Op: "transformers.Install", Msg: fmt.Sprintf(format, args...), Err: err}
+}
+
+func stopped(err error) error {
+	f := &registry.Failure{Kind: registry.FailureCancelled, Msg: "The installation of Transformers was stopped; it goes on from there the next time"}
+	return &registry.Error{Code: registry.CodeLoadingFailed, Op: "transformers.Install", Msg: f.Msg, Failure: f, Err: err}
+}
+
+// lock keeps two installs from working in one folder.
+func lock(path string) (func(), error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, failed(err, "Cannot lock %s: %v", path, err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, &registry.Error{Code: registry.CodeConflict, Op: "transformers.Install", Err: err, Msg: "Transformers is being installed already; wait for that to end"}
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// basePython returns an interpreter that the packages are made for and that can make environments.
+func basePython(ctx context.Context) (string, error) {
+	found := ""
+	for _, name := range []string{"python3", "python3.14", "python3.13", "python3.12", "python3.11"} {
+		p, err := exec.LookPath(name)
+		if err != nil {
+			continue
+		}
+		if exec.CommandContext(ctx, p, "-c", "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))").Run() != nil {
+			continue
+		}
+		found = p
+		if exec.CommandContext(ctx, p, "-c", "import venv, ensurepip").Run() == nil {
+			return p, nil
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return "", stopped(err)
+	}
+	if found != "" {
+		return "", &registry.Error{Code: registry.CodeUnavailable, Op: "transformers.Install", Msg: found + " cannot make virtual environments. On Debian: `apt-get install python3-venv`; then try again"}
+	}
+	return "", &registry.Error{Code: registry.CodeUnavailable, Op: "transformers.Install",
+		Msg: "Transformers needs Python 3.11 to 3.14, and there is none on the PATH. On Debian: `apt-get install python3-venv`; then try again, or name an interpreter that has torch and transformers with --transformers-python"}
+}
+
+// uv returns the installer: the one on the PATH, or one of our own.
+func (in *installer) uv(ctx context.Context, python string) (string, error) {
+	if p, err := exec.LookPath("uv"); err == nil && exec.CommandContext(ctx, p, "--version").Run() == nil {
+		return p, nil
+	}
+	boot := filepath.Join(in.work, "boot")
+	uv := filepath.Join(boot, "bin", "uv")
+	if exec.CommandContext(ctx, uv, "--version").Run() == nil {
+		return uv, nil
+	}
+	req := filepath.Join(in.work, "uv.txt")
+	if err := os.WriteFile(req, []byte(uvRequirement), 0o600); err != nil {
+		return "", failed(err, "Cannot write %s: %v", req, err)
+	}
+	for _, argv := range [][]string{
+		{python, "-m", "venv", "--clear", boot},
+		{filepath.Join(boot, "bin", "python"), "-m", "pip", "install", "--disable-pip-version-check", "--only-binary", ":all:", "--require-hashes", "-r", req},
+	} {
+		if err := in.tool(ctx, argv, nil); err != nil {
+			return "", explained(err, "The installer (uv) could not be had")
+		}
+	}
+	return uv, nil
+}
+
+// fill makes the environment with all packages. Those that were fetched before are taken from uv's cache.
+func (in *installer) fill(ctx context.Context, uv, python, env string) error {
+	if err := os.RemoveAll(env); err != nil {
+		return failed(err, "Cannot clear %s: %v", env, err)
+	}
+	req := filepath.Join(in.work, "requirements.txt")
+	if err := os.WriteFile(req, []byte(chosen(requirements, hasGPU())), 0o600); err != nil {
+		return failed(err, "Cannot write %s: %v", req, err)
+	}
+	in.sizes = map[string]int64{}
+	in.say(registry.StageFetch, 0, 0, "Fetching torch and transformers (several gigabytes)")
+	for _, argv := range [][]string{
+		{uv, "venv", "--relocatable", "--python", python, env},
+		{uv, "pip", "install", "--python", filepath.Join(env, "bin", "python"), "--no-deps", "--only-binary", ":all:", "--require-hashes", "--compile-bytecode", "-r", req},
+	} {
+		if err := in.tool(ctx, argv, in.uvLine); err != nil {
+			return explained(err, "The packages could not be installed")
+		}
+	}
+	return nil
+}
+
+var (
+	downloading = regexp.MustCompile(`^\s*Downloading (\S+) \(([\d.]+)([KMG])iB\)`)
+	downloaded  = regexp.MustCompile(`^\s*Downloaded (\S+)`)
+	unit        = map[string]float64{"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+)
+
+// uvLine turns what uv prints about large packages into progress. It begins all of them within a second or two.
+func (in *installer) uvLine(line string) {
+	if m := downloading.FindStringSubmatch(line); m != nil {
+		if n, err := strconv.ParseFloat(m[2], 64); err == nil {
+			in.sizes[m[1]] = int64(n * unit[m[3]])
+		}
+	} else if m := downloaded.FindStringSubmatch(line); m != nil {
+		in.sizes["done "+m[1]] = in.sizes[m[1]]
+	} else {
+		return
+	}
+	var done, total int64
+	for name, n := range in.sizes {
+		if strings.HasPrefix(name, "done ") {
+			done += n
+		} else {
+			total += n
+		}
+	}
+	in.say(registry.StageFetch, done, total, "Fetching torch and transformers")
+}
+
+// hasGPU reports whether this machine has an NVIDIA device.
+func hasGPU() bool {
+	_, err := os.Stat("/dev/nvidiactl")
+	return err == nil
+}
+
+// chosen leaves out of a list what a machine without a GPU does not need.
+func chosen(list string, gpu bool) string {
+	if gpu {
+		return list
+	}
+	var out []string
+	skip := false
+	for line := range strings.Lines(list) {
+		if !strings.HasPrefix(line, " ") {
+			name, _, _ := strings.Cut(line, "==")
+			skip = slices.Contains(needless, name)
+		}
+		if !skip {
+			out = append(out, line)
+		}
+	}
+	return strings.Join(out, "")
+}
+
+// toolError is a tool that ended with an error.
+type toolError struct{ last, log string }
+
+func (e *toolError) Error() string { return e.last }
+
+func explained(err error, what string) error {
+	var te *toolError
+	if errors.As(err, &te) {
+		return &registry.Error{Code: registry.CodeUnavailable, Op: "transformers.Install", Err: err,
+			Msg: fmt.Sprintf("%s: %s. Check the network, the settings of pip or uv, and the room on the disk, then try again; all that was printed is in %s", what, te.last, te.log)}
+	}
+	return err
+}
+
+// tool runs a program to its end and gives each line that it prints to line. When ctx ends it is killed with all that it
+// has started.
+func (in *installer) tool(ctx context.Context, argv []string, line func(string)) error {
+	if err := ctx.Err(); err != nil {
+		return stopped(err)
+	}
+	log := filepath.Join(in.work, "install.log")
+	p, err := process.Start(process.Spec{Argv: argv, Env: in.toolEnv(), Dir: in.work, LogPath: log, Tag: in.tag})
+	if err != nil {
+		return err
+	}
+	follow := process.Follow(log, p.LogOffset())
+	read := func() {
+		for _, l := range follow.Lines() {
+			if line != nil {
+				line(l)
+			}
+		}
+	}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			if err := p.Kill(); err != nil {
+				return err
+			}
+			return stopped(ctx.Err())
+		case <-p.Done():
+			read()
+			if exit := p.Exit(); exit.Signal != 0 || exit.Code != 0 {
+				return &toolError{last: lastWords(p.Tail(60)), log: log}
+			}
+			return nil
+		case <-tick.C:
+			read()
+		}
+	}
+}
+
+// lastWords is the line that tells most: the first of the end that speaks of an error, else the last one.
+func lastWords(tail []string) string {
+	for _, l := range tail {
+		if low := strings.ToLower(l); strings.Contains(low, "error") || strings.Contains(l, "×") {
+			return strings.TrimSpace(l)
+		}
+	}
+	if len(tail) == 0 {
+		return "it printed nothing"
+	}
+	return tail[len(tail)-1]
+}
+
+// toolEnv is our environment, for a package index and proxies that the user has set, without what is ours or looks like a
+// secret. uv does not read pip's settings, so that the index of those is handed on.
+func (in *installer) toolEnv() []string {
+	var out []string
+	for _, kv := range os.Environ() {
+		name, _, _ := strings.Cut(kv, "=")
+		if !strings.HasPrefix(name, "LLMM_") && !strings.HasPrefix(name, "PYTHON") && name != "VIRTUAL_ENV" && !registry.IsSecretName(name) {
+			out = append(out, kv)
+		}
+	}
+	if index := os.Getenv("PIP_INDEX_URL"); index != "" && os.Getenv("UV_DEFAULT_INDEX") == "" {
+		out = append(out, "UV_DEFAULT_INDEX="+index)
+	}
+	return append(out, "PYTHONUNBUFFERED=1", "PIP_NO_INPUT=1", "NO_COLOR=1", "UV_PYTHON_DOWNLOADS=never", "UV_HTTP_TIMEOUT=180", "UV_CACHE_DIR="+filepath.Join(in.work, "uv-cache"))
+}

@@ -1,0 +1,221 @@
+// Package transformers is the loader of models in Hugging Face's formats: a Python worker of ours, carried in this program,
+// that runs them with transformers and torch on the CPU or on CUDA devices.
+package transformers
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/industriverse/llmmodelmanager/internal/loaders"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/httpengine"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/params"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+)
+
+// Name is the loader's name in a model's engine field.
+const Name = "transformers"
+
+// Options say where Python may be and how the processes are tagged.
+type Options struct {
+	Python     string   // the interpreter, from a flag; found if empty
+	SearchDirs []string // folders that hold transformers/VERSION/bin/python, as Install makes them
+	WorkerDir  string   // where the worker is written out; llmm/worker in the user's cache folder if empty
+	TagPrefix  string   // the installation; see process.FindTagged
+	Logger     *slog.Logger
+}
+
+// Loader drives the worker.
+type Loader struct {
+	o     Options
+	known environments
+}
+
+// New returns the loader. It looks at nothing yet.
+func New(o Options) *Loader { return &Loader{o: o} }
+
+// Info says what the worker can do.
+func (l *Loader) Info() loaders.Info {
+	return loaders.Info{
+		Name: Name, Title: "Transformers",
+		Sources:  []registry.SourceType{registry.SourceLocal, registry.SourceHuggingFace, registry.SourceS3},
+		Formats:  []registry.Format{registry.FormatTransformersPT, registry.FormatSafetensors},
+		Devices:  []registry.Device{registry.DeviceCPU, registry.DeviceCUDA},
+		APIs:     []registry.API{registry.APIChat, registry.APICompletions, registry.APIEmbeddings},
+		Params:   params.Infos(table),
+		HowToGet: "Run `llmm engine install transformers` (it makes a Python environment of several gigabytes; needs Python 3.11 or later), or name an interpreter that has torch and transformers with --transformers-python.",
+		LogNoise: []string{mark},
+	}
+}
+
+// Check finds the environment and its versions. The answer is kept until the environment changes.
+func (l *Loader) Check(ctx context.Context) (loaders.Version, error) {
+	e, err := l.environment(ctx)
+	if err != nil {
+		return loaders.Version{}, err
+	}
+	return loaders.Version{Version: e.Transformers + " (torch " + e.Torch + ")", Path: e.path, Devices: e.devices()}, nil
+}
+
+// Load starts a worker for the model; see loaders.Loader.
+func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(registry.Progress)) (loaders.Instance, error) {
+	v, err := params.Read(Name, spec.Model.CustomLoaderParams, table)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkMaxMemory(v); err != nil {
+		return nil, err
+	}
+	cfg := l.config()
+	if err := httpengine.MainFile(cfg, spec.Artifact.Path); err != nil {
+		return nil, err
+	}
+	tokenizer, err := tokenizerPath(spec)
+	if err != nil {
+		return nil, err
+	}
+	e, err := l.environment(ctx)
+	if ctx.Err() != nil {
+		return nil, cancelled(spec)
+	}
+	if err != nil {
+		return nil, err
+	}
+	worker, err := l.worker()
+	if err != nil {
+		return nil, err
+	}
+	cfg.Endpoint = registry.Endpoint{Model: spec.Model.ModelID}
+	cfg.Command = func(port int, key string) httpengine.Command {
+		return httpengine.Command{Argv: []string{e.path, "-m", "llmm_worker"}, Env: environ(spec, v, worker, tokenizer, port, key)}
+	}
+	in, err := httpengine.Load(ctx, cfg, spec, report)
+	if err != nil {
+		return nil, err
+	}
+	return in, nil
+}
+
+func cancelled(spec loaders.LoadSpec) error {
+	f := &registry.Failure{Kind: registry.FailureCancelled, Msg: fmt.Sprintf("Loading %s with Transformers was cancelled", spec.Model.ModelID)}
+	return &registry.Error{Code: registry.CodeLoadingFailed, Op: "transformers.Load", Msg: f.Msg, Failure: f, Err: context.Canceled}
+}
+
+// Recover re-attaches to a worker that still runs; see loaders.Recoverer.
+func (l *Loader) Recover(ctx context.Context, h registry.Handle) (loaders.Instance, error) {
+	in, err := httpengine.Recover(ctx, l.config(), h)
+	if err != nil {
+		return nil, err
+	}
+	return in, nil
+}
+
+func (l *Loader) config() httpengine.Config {
+	return httpengine.Config{Loader: Name, Title: "Transformers", TagPrefix: l.o.TagPrefix, Logger: l.o.Logger, Parse: parse, Ready: isReady,
+		Diagnose: diagnose, ReportPath: "/stats", Describe: describe, Tidy: tidy}
+}
+
+// home is the folder that the worker's libraries get as theirs, in the instance's own: code that a model brings is copied
+// there to be run.
+const home = "hf"
+
+func tidy(dir string) {
+	for _, name := range []string{home, offload} {
+		_ = os.RemoveAll(filepath.Join(dir, name))
+	}
+}
+
+// offload is where weights go that max_memory leaves no room for.
+const offload = "offload"
+
+// tokenizerPath returns the folder of the tokenizer: a path of this machine, or a folder within the artifact. "" is the
+// artifact's own.
+func tokenizerPath(spec loaders.LoadSpec) (string, error) {
+	p := spec.Model.TokenizerPath
+	if p == "" || p == spec.Model.SourcePath {
+		return "", nil
+	}
+	if !filepath.IsAbs(p) {
+		if p = filepath.FromSlash(p); !filepath.IsLocal(p) {
+			p = ""
+		}
+		p = filepath.Join(spec.Artifact.Path, p)
+	}
+	if _, err := os.Stat(p); err != nil {
+		f := &registry.Failure{Kind: registry.FailureMissingFile, Msg: fmt.Sprintf("There is no tokenizer at %s, where tokenizer_path says", p),
+			Hint: "Correct tokenizer_path: a folder of this machine, or one within the model's own."}
+		return "", &registry.Error{Code: registry.CodeLoadingFailed, Op: "transformers.Load", Msg: f.Msg, Failure: f, Err: err}
+	}
+	return p, nil
+}
+
+// settings are what the worker is told, as JSON; see worker/llmm_worker/__main__.py.
+type settings struct {
+	Port             int            `json:"port"`
+	Path             string         `json:"path"`
+	TokenizerPath    string         `json:"tokenizer_path,omitempty"`
+	Format           string         `json:"format"`
+	Name             string         `json:"name"`
+	Device           string         `json:"device"`
+	QuantizationBits int            `json:"quantization_bits,omitempty"`
+	ContextLength    int            `json:"context_length,omitempty"`
+	TrustRemoteCode  bool           `json:"trust_remote_code"`
+	Offload          string         `json:"offload_folder"`
+	Params           map[string]any `json:"params"`
+}
+
+// environ is the worker's environment: ours without our secrets, the devices it may see, its settings and its key. No
+// library in it may reach a network.
+func environ(spec loaders.LoadSpec, v params.Values, worker, tokenizer string, port int, key string) []string {
+	b, err := json.Marshal(settings{Port: port, Path: spec.Artifact.Path, TokenizerPath: tokenizer, Format: string(spec.Model.ModelFormat), Name: spec.Model.ModelID,
+		Device: string(spec.Device), QuantizationBits: spec.Model.QuantizationBits, ContextLength: ContextFor(spec.Model, spec.Artifact.Facts, spec.Context),
+		TrustRemoteCode: spec.Model.TrustRemoteCode, Offload: filepath.Join(spec.Dir, offload), Params: v})
+	if err != nil {
+		b = []byte("{}") // cannot happen: params were read from JSON or YAML
+	}
+	gpus := ""
+	if spec.Device == registry.DeviceCUDA {
+		gpus = strings.Join(spec.GPUUUIDs, ",")
+	}
+	env := slices.DeleteFunc(process.BaseEnv(), func(kv string) bool { return strings.HasPrefix(kv, "NVIDIA_VISIBLE_DEVICES=") })
+	env = append(env, "LLMM_WORKER="+string(b), "LLMM_WORKER_KEY="+key, "PYTHONPATH="+worker, "PYTHONUNBUFFERED=1", "PYTHONSAFEPATH=1",
+		"HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "HF_HUB_DISABLE_TELEMETRY=1", "DO_NOT_TRACK=1", "HF_HOME="+filepath.Join(spec.Dir, home),
+		"TOKENIZERS_PARALLELISM=false", fmt.Sprintf("OMP_NUM_THREADS=%d", threads(v)))
+	if spec.Device == registry.DeviceCPU || gpus != "" {
+		env = append(env, "CUDA_VISIBLE_DEVICES="+gpus)
+	}
+	return env
+}
+
+// apis are what a model of each kind answers.
+var apis = map[string][]registry.API{
+	"generate": {registry.APIChat, registry.APICompletions},
+}
+
+// describe completes the endpoint from what the worker tells of its model.
+func describe(report []byte, ep *registry.Endpoint) httpengine.API {
+	var r struct {
+		ModelClass     string `json:"model_class"`
+		TokenizerClass string `json:"tokenizer_class"`
+		Kind           string `json:"kind"`
+		ContextLength  int    `json:"context_length"`
+		ChatTemplate   bool   `json:"chat_template"`
+	}
+	_ = json.Unmarshal(report, &r) // what is missing stays empty
+	ep.ModelClass, ep.TokenizerClass, ep.ContextLength = r.ModelClass, r.TokenizerClass, r.ContextLength
+	ep.APIs = apis[r.Kind]
+	if ep.APIs == nil {
+		ep.APIs = []registry.API{registry.APIEmbeddings}
+		return httpengine.API{Path: "/v1/embeddings", Body: map[string]any{"model": ep.Model, "input": "Hi"}}
+	}
+	if !r.ChatTemplate {
+		ep.APIs = []registry.API{registry.APICompletions}
+	}
+	return httpengine.API{Path: "/v1/completions", Body: map[string]any{"model": ep.Model, "prompt": "Hi", "max_tokens": 1, "temperature": 0}}
+}

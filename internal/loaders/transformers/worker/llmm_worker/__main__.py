@@ -1,0 +1,116 @@
+"""python -m llmm_worker: settings as JSON in LLMM_WORKER, the key in LLMM_WORKER_KEY.
+
+Settings: port, path, tokenizer_path, format, name (the model_id), device ("cpu" or "cuda"), quantization_bits,
+context_length, trust_remote_code, params (the checked custom_loader_params). The log goes to stderr.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+
+from .control import Control, Failure
+
+
+def main():
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    settings = json.loads(os.environ.pop("LLMM_WORKER"))
+    key = os.environ.pop("LLMM_WORKER_KEY")
+    control = Control()
+    code = asyncio.run(serve(settings, key, control))
+    sys.stderr.flush()
+    # Threads of torch and CUDA may take long to end on their own account, and nothing is left to do.
+    os._exit(code)
+
+
+async def serve(settings, key, control):
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for s in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(s, stop.set)
+    control.stage("engine", "Importing torch and transformers")
+    try:
+        server, started = await start(settings, key, control, loop, stop)
+        if not started:
+            return 0
+    except Failure as e:
+        return failed(control, e)
+    except Exception as e:
+        traceback.print_exc()
+        return failed(control, Failure("crash", f"The worker failed: {type(e).__name__}: {str(e).splitlines()[0][:300] if str(e) else ''}", "The log has the whole traceback."))
+    await stop.wait()
+    await server.close()
+    return 0
+
+
+async def start(settings, key, control, loop, stop):
+    """Imports, opens the port, loads. Slow steps run in a thread, so that SIGTERM is obeyed at once."""
+    def imported():
+        try:
+            from . import generate, loading, web
+        except ImportError as e:
+            traceback.print_exc()
+            raise Failure("engine_missing", f"The Python environment of the engine lacks something: {e}",
+                          "Run `llmm engine install transformers`, or name an interpreter that has torch, transformers and safetensors.")
+        return generate, loading, web
+
+    modules = await in_thread(imported, loop, stop)
+    if modules is None:
+        return None, False
+    generate, loading, web = modules
+    server = web.Server(key, control)
+    try:
+        await server.listen("127.0.0.1", settings["port"])
+    except OSError as e:
+        raise Failure("port", f"Port {settings['port']} of 127.0.0.1 cannot be used: {e}", "Load again: another port is chosen.")
+    loaded = await in_thread(lambda: loading.load(settings, control), loop, stop)
+    if loaded is None:
+        return server, False
+    loaded.name = settings["name"]
+    params = settings.get("params", {})
+    engine = generate.Engine(loaded, int(params.get("max_batch_size") or 8), int(params.get("max_batch_tokens") or 65536))
+    server.ready(loaded, engine)
+    control.ready()
+    return server, True
+
+
+async def in_thread(work, loop, stop):
+    """Returns what work returns; None when the process was asked to end first: the thread is then left behind."""
+    future = loop.create_future()
+
+    def run():
+        try:
+            got, error = work(), None
+        except BaseException as e:
+            got, error = None, e
+        loop.call_soon_threadsafe(settle, got, error)
+
+    def settle(got, error):
+        if future.done():
+            return
+        if error is None:
+            future.set_result(got)
+        else:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    ended = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((future, ended), return_when=asyncio.FIRST_COMPLETED)
+    ended.cancel()
+    if not future.done():
+        return None
+    return future.result()
+
+
+def failed(control, failure):
+    print(f"FAILED ({failure.kind}): {failure.message}", file=sys.stderr, flush=True)
+    control.failure(failure)
+    return 1
+
+
+if __name__ == "__main__":
+    main()

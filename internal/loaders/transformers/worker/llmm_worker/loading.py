@@ -1,0 +1,442 @@
+"""From a folder to a model that answers: config, tokenizer, weights.
+
+Nothing here reaches a network: the manager has brought the files, and HF_HUB_OFFLINE is set. Code in the folder is run
+only with trust_remote_code; pickles are read with weights_only, which refuses everything but tensors.
+"""
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import time
+import types
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Set
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoTokenizer
+
+from .control import Failure
+from .generate import RECURRENT
+
+log = logging.getLogger("llmm.loading")
+
+# What a class of the given ending can do, the most telling first.
+HEADS = (
+    ("ForConditionalGeneration", "generate"),
+    ("ForCausalLM", "generate"),
+    ("LMHeadModel", "generate"),
+    ("ForMaskedLM", "fill_mask"),
+    ("ForSequenceClassification", "classify"),
+    ("ForTokenClassification", "classify_tokens"),
+)
+
+# The settings of from_pretrained that custom_loader_params may hold, beside those with a place of their own below.
+PASSED_ON = ("attn_implementation", "device_map", "max_memory", "low_cpu_mem_usage", "variant")
+
+
+@dataclass
+class Loaded:
+    """A model that is ready to be used by the one thread that owns it."""
+
+    model: Any
+    tokenizer: Any
+    config: Any
+    kind: str  # generate, embed, fill_mask, classify
+    context_length: int  # tokens, prompt and answer together
+    pooling: str = ""  # of embeddings: mean, cls, last, max
+    normalize: bool = False
+    name: str = ""  # the model_id, as answers give it
+    seconds: Dict[str, float] = field(default_factory=dict)
+
+    @property
+    def input_device(self):
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def encoder_decoder(self):
+        return bool(getattr(self.config, "is_encoder_decoder", False))
+
+    @property
+    def recurrent(self):
+        kind = getattr(self.config, "model_type", "") or ""
+        return any(kind.startswith(r) for r in RECURRENT)
+
+    @property
+    def defaults(self):
+        """The folder's generation_config.json, {} if there is none."""
+        return self._defaults
+
+    @property
+    def eos_ids(self) -> Set[int]:
+        return self._eos
+
+    @property
+    def pad_id(self) -> int:
+        return self._pad
+
+    @property
+    def decoder_start_id(self) -> Optional[int]:
+        return self._decoder_start
+
+    def settle(self, path):
+        """Reads what ends a text, and takes the generation settings out of the model: requests bring their own."""
+        self._defaults = read_json(os.path.join(path, "generation_config.json"))
+        ends = [self._defaults.get("eos_token_id"), getattr(text_config(self.config), "eos_token_id", None)]
+        if self.tokenizer is not None:
+            ends.append(self.tokenizer.eos_token_id)
+        self._eos = set()
+        for e in ends:
+            self._eos.update(e if isinstance(e, (list, tuple)) else [] if e is None else [e])
+        pad = None if self.tokenizer is None else self.tokenizer.pad_token_id
+        if pad is None:
+            pad = getattr(text_config(self.config), "pad_token_id", None)
+        if pad is None or pad < 0:
+            pad = min(self._eos, default=0)
+        self._pad = pad
+        start = self._defaults.get("decoder_start_token_id")
+        if start is None:
+            start = getattr(self.config, "decoder_start_token_id", None)
+        self._decoder_start = start if self.encoder_decoder else None
+        if hasattr(self.model, "generation_config"):
+            self.model.generation_config = transformers.GenerationConfig(
+                pad_token_id=self._pad, decoder_start_token_id=self._decoder_start)
+
+    def report(self):
+        """What the manager shows of the instance. Bytes are of the weights as they lie in memory."""
+        parameters = sum(p.numel() for p in self.model.parameters())
+        out = {
+            "model_class": type(self.model).__name__,
+            "tokenizer_class": type(self.tokenizer).__name__ if self.tokenizer is not None else "",
+            "kind": self.kind,
+            "device": str(self.input_device),
+            "devices": sorted({str(p.device) for p in self.model.parameters()}),
+            "dtype": str(self.model.dtype).replace("torch.", ""),
+            "parameters": parameters,
+            "weight_bytes": int(self.model.get_memory_footprint()),
+            "context_length": self.context_length,
+            "pooling": self.pooling,
+            "chat_template": bool(getattr(self.tokenizer, "chat_template", None)),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "seconds": {k: round(v, 3) for k, v in self.seconds.items()},
+        }
+        if torch.cuda.is_available() and any(p.is_cuda for p in self.model.parameters()):
+            out["cuda_allocated"] = sum(torch.cuda.memory_allocated(i) for i in range(torch.cuda.device_count()))
+            out["cuda_reserved"] = sum(torch.cuda.memory_reserved(i) for i in range(torch.cuda.device_count()))
+        return out
+
+
+def read_json(path):
+    try:
+        with open(path, encoding="utf-8") as f:
+            got = json.load(f)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as e:
+        raise Failure("corrupt_file", f"{os.path.basename(path)} cannot be read: {e}", "Copy or download the file again.")
+    if not isinstance(got, dict):
+        raise Failure("corrupt_file", f"{os.path.basename(path)} is not a JSON object", "Copy or download the file again.")
+    return got
+
+
+def text_config(config):
+    """The part of a multimodal config that speaks of the language model."""
+    get = getattr(config, "get_text_config", None)
+    return get() if get is not None else config
+
+
+def load(settings, control):
+    """Loads what settings name. Raises Failure; everything else is a crash with a traceback."""
+    seconds = {}
+
+    @contextlib.contextmanager
+    def timed(name):
+        began = time.monotonic()
+        yield
+        seconds[name] = time.monotonic() - began
+
+    path = settings["path"]
+    control.stage("engine", "Reading the config")
+    with timed("config"):
+        config = load_config(path, settings)
+    control.stage("engine", "Loading the tokenizer")
+    with timed("tokenizer"):
+        tokenizer = load_tokenizer(settings.get("tokenizer_path") or path, settings, config)
+    device = choose_device(settings)
+    quantization = quantize(settings, device)
+    cls, kind = choose_class(config, settings)
+    control.stage("weights", f"Loading {cls.__name__}")
+    with timed("weights"), told_progress(control):
+        model = load_weights(cls, path, config, settings, device, quantization)
+    model.eval()
+    loaded = Loaded(model=model, tokenizer=tokenizer, config=config, kind=kind, context_length=context_length(config, tokenizer, settings),
+                    seconds=seconds)
+    loaded.settle(path)
+    if kind != "generate":
+        loaded.pooling, loaded.normalize = pooling(path, settings)
+    return loaded
+
+
+def load_config(path, settings):
+    if not os.path.isfile(os.path.join(path, "config.json")):
+        raise Failure("missing_file", f"There is no config.json in {path}", "Copy config.json from where the model came from.")
+    raw = read_json(os.path.join(path, "config.json"))
+    trusted = bool(settings.get("trust_remote_code"))
+    if raw.get("auto_map") and not trusted and raw.get("model_type") not in known_types():
+        raise Failure("unsupported_architecture", "The model brings code of its own, and trust_remote_code is false, so it was not run",
+                      "Read the code in the repository; if you trust it, set trust_remote_code: true. It then runs with the rights of this server.")
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trusted, local_files_only=True)
+    except Exception as e:
+        raise explain(e, raw, "The config cannot be used")
+
+
+def known_types():
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    return CONFIG_MAPPING_NAMES
+
+
+def load_tokenizer(path, settings, config):
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=bool(settings.get("trust_remote_code")), local_files_only=True, config=config)
+    except Exception as e:
+        if settings.get("kind") == "probe":
+            raise
+        raise Failure("missing_file", f"No tokenizer could be loaded from {path}: {first_line(e)}",
+                      "Copy tokenizer.json (or tokenizer.model, vocab.txt) and tokenizer_config.json beside the weights, or set tokenizer_path to a folder that has them.")
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def choose_device(settings):
+    device = settings.get("device") or "cpu"
+    if not device.startswith("cuda"):
+        return "cpu"
+    if torch.version.cuda is None:
+        raise Failure("engine_missing", f"cuda was asked for, and the torch of this environment ({torch.__version__}) is built without CUDA",
+                      "Install a torch with CUDA into it, or set device_preference to cpu.")
+    if not torch.cuda.is_available():
+        raise Failure("engine_missing", f"cuda was asked for, and torch {torch.__version__} finds no usable GPU",
+                      "Look at nvidia-smi: the driver may be older than this torch needs. Or set device_preference to cpu.")
+    return device
+
+
+def quantize(settings, device):
+    """The quantization_config for quantization_bits, None without."""
+    bits = int(settings.get("quantization_bits") or 0)
+    if bits == 0:
+        return None
+    if device == "cpu":
+        raise Failure("bad_parameter", f"quantization_bits {bits} needs a CUDA device: bitsandbytes is what does it, and it does not do so on the CPU here",
+                      "Leave quantization_bits out, or use a GGUF of the model with llama.cpp, which runs quantised on the CPU.")
+    try:
+        importlib.import_module("bitsandbytes")
+    except Exception as e:
+        raise Failure("engine_missing", f"quantization_bits {bits} needs bitsandbytes, which cannot be imported: {first_line(e)}",
+                      "Install bitsandbytes into the environment of the engine, or leave quantization_bits out.")
+    if bits == 8:
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)
+
+
+def choose_class(config, settings):
+    """The class to load the weights into, and what it can do."""
+    task = settings.get("params", {}).get("task")
+    names = list(getattr(config, "architectures", None) or [])
+    kind = None
+    for name in names:
+        kind = next((k for ending, k in HEADS if name.endswith(ending)), None)
+        if kind:
+            break
+    if task == "embed":
+        kind = "embed"
+    elif task == "generate" and kind != "generate":
+        raise Failure("bad_parameter", f"task: generate was asked for, and the model is a {', '.join(names) or config.model_type}, which does not generate text",
+                      "Leave task out.")
+    if kind is None:
+        kind = "embed"
+    auto = {"embed": transformers.AutoModel, "fill_mask": transformers.AutoModelForMaskedLM,
+            "classify": transformers.AutoModelForSequenceClassification,
+            "classify_tokens": transformers.AutoModelForTokenClassification}.get(kind)
+    if kind == "generate":
+        auto = transformers.AutoModelForCausalLM
+        if getattr(config, "is_encoder_decoder", False):
+            auto = transformers.AutoModelForSeq2SeqLM
+        elif type(config) not in auto._model_mapping.keys() and not getattr(config, "auto_map", None):
+            multimodal = getattr(transformers, "AutoModelForImageTextToText", None)
+            if multimodal is not None and type(config) in multimodal._model_mapping.keys():
+                auto = multimodal
+    return auto, kind
+
+
+def load_weights(cls, path, config, settings, device, quantization):
+    params = settings.get("params", {})
+    options = {k: params[k] for k in PASSED_ON if params.get(k) is not None}
+    options["dtype"] = dtype_of(params.get("dtype") or params.get("torch_dtype") or "auto", config, device)
+    if settings.get("format") == "safetensors":
+        options["use_safetensors"] = True
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    if "device_map" not in options and device != "cpu":
+        # More than one device only if the planner gave more than one.
+        options["device_map"] = "auto" if torch.cuda.device_count() > 1 else {"": 0}
+    if "device_map" in options and device == "cpu":
+        del options["device_map"]
+    if "device_map" in options:
+        options["offload_folder"] = settings.get("offload_folder")
+    if isinstance(options.get("max_memory"), dict):
+        options["max_memory"] = {int(k) if str(k).isdigit() else k: v for k, v in options["max_memory"].items()}
+    try:
+        return cls.from_pretrained(path, config=config, trust_remote_code=bool(settings.get("trust_remote_code")), local_files_only=True, **options)
+    except Failure:
+        raise
+    except torch.OutOfMemoryError as e:
+        raise Failure("out_of_memory", f"The GPU ran out of memory while the weights were loaded: {first_line(e)}",
+                      "Unload another model, choose a smaller one, or set quantization_bits to 8 or 4.")
+    except Exception as e:
+        raise explain(e, {}, "The weights cannot be loaded")
+
+
+def dtype_of(name, config, device):
+    if name == "auto":
+        wanted = getattr(text_config(config), "dtype", None) or getattr(text_config(config), "torch_dtype", None)
+        # Half precision is slow on most CPUs and not implemented for all layers; bfloat16 is fine everywhere.
+        if device == "cpu" and str(wanted).replace("torch.", "") == "float16":
+            return torch.float32
+        return "auto"
+    got = getattr(torch, name, None)
+    if not isinstance(got, torch.dtype):
+        raise Failure("bad_parameter", f"dtype {name!r} is none that torch knows", "Use auto, float32, float16 or bfloat16.")
+    return got
+
+
+def context_length(config, tokenizer, settings):
+    """Tokens of prompt and answer: what was asked for, at most what the model was made for."""
+    text = text_config(config)
+    own = 0
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx"):
+        value = getattr(text, name, None)
+        if isinstance(value, int) and value > 0:
+            own = value
+            break
+    if getattr(text, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "bigbird_roberta"):
+        own = max(own - 2, 0)  # the first positions are those of padding
+    limit = getattr(tokenizer, "model_max_length", 0) or 0
+    if 0 < limit < 1_000_000 and (own == 0 or not_generating(config)):
+        own = min(own or limit, limit)
+    asked = int(settings.get("context_length") or 0)
+    if asked and own:
+        return min(asked, own)
+    return asked or own or 2048
+
+
+def not_generating(config):
+    return not any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in getattr(config, "architectures", None) or [])
+
+
+def pooling(path, settings):
+    """How token vectors become one, and whether it is normalised: as sentence-transformers' files say, else mean."""
+    params = settings.get("params", {})
+    how, normalize = "mean", False
+    modules = os.path.join(path, "modules.json")
+    if os.path.isfile(modules):
+        try:
+            with open(modules, encoding="utf-8") as f:
+                listed = json.load(f)
+        except (OSError, ValueError) as e:
+            raise Failure("corrupt_file", f"modules.json cannot be read: {e}", "Copy or download the file again.")
+        for module in listed if isinstance(listed, list) else []:
+            kind = str(module.get("type", "")).rsplit(".", 1)[-1]
+            if kind == "Normalize":
+                normalize = True
+            elif kind == "Pooling":
+                how = pooling_of(read_json(os.path.join(path, str(module.get("path", "")), "config.json")))
+    return params.get("pooling") or how, bool(params.get("normalize", normalize))
+
+
+def pooling_of(config):
+    named = {"pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last", "pooling_mode_max_tokens": "max", "pooling_mode_mean_tokens": "mean"}
+    on = [how for key, how in named.items() if config.get(key)]
+    if len(on) != 1:
+        mode = config.get("pooling_mode")
+        if isinstance(mode, str) and mode in ("cls", "lasttoken", "max", "mean"):
+            return "last" if mode == "lasttoken" else mode
+        raise Failure("unsupported_architecture", "1_Pooling/config.json asks for a pooling that this worker does not do",
+                      "Set pooling to mean, cls, last or max in custom_loader_params if one of them is right for the model.")
+    return on[0]
+
+
+@contextlib.contextmanager
+def told_progress(control):
+    """Tells the progress bars of transformers to the manager: tensors in version 5, shards before."""
+    from transformers.utils import logging as bars
+    real = bars.tqdm_lib
+
+    class Told:
+        def __init__(self, iterable=None, *args, desc=None, total=None, **kwargs):
+            self._iterable = iterable
+            self.total = total if total is not None else (len(iterable) if hasattr(iterable, "__len__") else 0)
+            self.unit = "files" if desc and "shard" in desc.lower() else "tensors"
+            self._counts = bool(desc) and "load" in desc.lower()
+            self.n = 0
+
+        def update(self, n=1):
+            self.n += n
+            if self._counts and self.total:
+                control.stage("weights", done=min(self.n, self.total), total=self.total, unit=self.unit)
+
+        def __iter__(self):
+            for item in self._iterable:
+                yield item
+                self.update()
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exc):
+            return None
+
+        def __getattr__(self, name):  # set_description, refresh, close: nothing to see
+            return lambda *args, **kwargs: None
+
+    # What every bar of theirs is made by, in version 4 and in 5.
+    bars.tqdm_lib = types.SimpleNamespace(tqdm=Told)
+    try:
+        yield
+    finally:
+        bars.tqdm_lib = real
+
+
+def first_line(e):
+    lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+    return lines[0][:400] if lines else type(e).__name__
+
+
+def explain(e, raw, what):
+    """The Failure that an exception of transformers means."""
+    text = str(e)
+    line = first_line(e)
+    low = text.lower()
+    if "trust_remote_code" in low:
+        return Failure("unsupported_architecture", "The model brings code of its own, and trust_remote_code is false, so it was not run",
+                       "Read the code in the repository; if you trust it, set trust_remote_code: true. It then runs with the rights of this server.")
+    if "unpickling" in low or "weights_only" in low or "weights only" in low:
+        return Failure("corrupt_file", f"The weights are a pickle that holds more than tensors, and it was not run: {line}",
+                       "Use a safetensors copy of the model, or convert it on a machine where you trust it.")
+    if "safetensor" in low and ("header" in low or "incomplete" in low or "buffer" in low or "deserializ" in low):
+        return Failure("corrupt_file", f"{what}: a safetensors file is damaged or half copied: {line}", "Copy or download the files again.")
+    if isinstance(e, (FileNotFoundError,)) or "no file named" in low or "does not appear to have a file" in low:
+        return Failure("missing_file", f"{what}: {line}", "Put the missing file beside the others, or correct model_format.")
+    if "does not recognize this architecture" in low or "unrecognized model" in low or "unrecognized configuration class" in low:
+        kind = raw.get("model_type") or "unknown"
+        return Failure("unsupported_architecture", f"transformers {transformers.__version__} does not know the architecture {kind!r}",
+                       "Upgrade the engine (`llmm engine install transformers`), or use another engine for this model.")
+    if "requires the following packages" in low or isinstance(e, ImportError):
+        return Failure("engine_missing", f"{what}: a Python package is missing: {line}", "Install it into the environment of the engine.")
+    if "size mismatch" in low or "shape" in low and "mismatch" in low:
+        return Failure("corrupt_file", f"{what}: config.json and the weights do not belong together: {line}", "Copy config.json and the weights from the same place and revision.")
+    return Failure("crash", f"{what}: {type(e).__name__}: {line}", "The log has the whole traceback.")

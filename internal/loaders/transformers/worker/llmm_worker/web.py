@@ -1,0 +1,409 @@
+"""HTTP/1.1 on asyncio: enough for a proxy on the same machine, and quick.
+
+Each connection is a task. Text that the model's thread makes is handed over with call_soon_threadsafe and written at
+once, several pieces together when they come faster than the loop turns. A client that hangs up cancels its rows.
+"""
+
+import asyncio
+import hmac
+import json
+import logging
+import socket
+import time
+
+from . import dialect, encode
+from .dialect import Answer, Refused
+from .generate import OutOfMemory, Row
+
+log = logging.getLogger("llmm.web")
+
+MAX_HEAD = 64 << 10
+MAX_BODY = 64 << 20
+
+REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout",
+           413: "Content Too Large", 431: "Request Header Fields Too Large", 500: "Internal Server Error", 501: "Not Implemented",
+           503: "Service Unavailable"}
+
+
+class HungUp(Exception):
+    """The client is gone: there is nobody to answer."""
+
+
+class Connection(asyncio.StreamReaderProtocol):
+    """One connection. gone is set when the client hangs up, also while nobody reads."""
+
+    def __init__(self, server):
+        self._loop = asyncio.get_running_loop()
+        self.gone = asyncio.Event()
+        super().__init__(asyncio.StreamReader(limit=MAX_HEAD, loop=self._loop), lambda r, w: server.serve(self, r, w), loop=self._loop)
+
+    def connection_made(self, transport):
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().connection_made(transport)
+
+    def eof_received(self):
+        self.gone.set()
+        return super().eof_received()
+
+    def connection_lost(self, exc):
+        self.gone.set()
+        super().connection_lost(exc)
+
+
+class Pieces:
+    """Carries pieces from the model's thread to the loop, in order."""
+
+    def __init__(self, loop, take):
+        self._loop, self._take = loop, take
+        self._waiting = []
+        self._called = False
+
+    def sink(self, index):
+        def put(piece):
+            # Appending and the flag are guarded by the interpreter's lock; at worst the loop is called once too often.
+            self._waiting.append((index, piece))
+            if not self._called:
+                self._called = True
+                try:
+                    self._loop.call_soon_threadsafe(self._flush)
+                except RuntimeError:  # the loop has ended: so has the process, nearly
+                    pass
+        return put
+
+    def _flush(self):
+        self._called = False
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self._take(waiting)
+
+
+class Server:
+    """The worker's HTTP server."""
+
+    def __init__(self, key, control):
+        self._key = ("Bearer " + key).encode()
+        self._control = control
+        self._loaded = self._engine = None
+        self._open = set()
+        self.served = 0
+
+    def ready(self, loaded, engine):
+        """From now on requests are answered; until then they get 503."""
+        self._loaded, self._engine = loaded, engine
+
+    async def listen(self, host, port):
+        """Opens the port. Raises OSError when it is taken."""
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(lambda: Connection(self), host, port, backlog=512)
+
+    async def close(self):
+        self._listener.close()
+        for task in list(self._open):
+            task.cancel()
+
+    async def serve(self, connection, reader, writer):
+        task = asyncio.current_task()
+        self._open.add(task)
+        try:
+            while await self._one(connection, reader, writer):
+                pass
+        except (HungUp, ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass
+        except Exception:
+            log.exception("a connection failed")
+        finally:
+            self._open.discard(task)
+            writer.close()
+
+    async def _one(self, connection, reader, writer):
+        """Answers one request; False when the connection is to be closed."""
+        try:
+            method, target, headers = await self._head(reader)
+        except Refused as e:
+            self._send(writer, e.status, e.body(), close=True)
+            return False
+        keep = headers.get(b"connection", b"").lower() != b"close"
+        try:
+            body = await self._body(reader, writer, headers)
+            path = target.split("?", 1)[0]
+            if path != "/health" and not hmac.compare_digest(headers.get(b"authorization", b""), self._key):
+                raise Refused("The key is wrong; ask through the gateway", status=401, kind="authentication_error")
+            await self._route(connection, writer, method, path, body)
+        except Refused as e:
+            self._send(writer, e.status, e.body())
+            keep = keep and e.status != 413
+        except OutOfMemory as e:
+            self._send(writer, 503, Refused(f"The device ran out of memory for this request: {str(e).splitlines()[0][:300] if str(e) else ''}. "
+                                            "Try again with a shorter prompt or fewer tokens", kind="out_of_memory", code="out_of_memory").body())
+        except (HungUp, ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception as e:
+            log.exception("%s %s failed", method, target)
+            self._send(writer, 500, Refused(f"The engine failed: {type(e).__name__}: {str(e)[:300]}", kind="server_error").body())
+        await writer.drain()
+        return keep
+
+    async def _head(self, reader):
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError:
+            raise Refused("The request's head is too large", status=431)
+        lines = head.split(b"\r\n")
+        try:
+            method, target, version = lines[0].decode("ascii").split(" ")
+        except ValueError:
+            raise Refused("This is not HTTP")
+        if version not in ("HTTP/1.1", "HTTP/1.0"):
+            raise Refused("Only HTTP/1.1 is understood")
+        headers = {}
+        for line in lines[1:-2]:
+            name, colon, value = line.partition(b":")
+            name = name.lower()
+            if not colon or not name or name != name.strip():
+                raise Refused("A header line is not one")
+            if name in headers and name in (b"content-length", b"transfer-encoding", b"authorization"):
+                raise Refused("A header is there twice")
+            headers[name] = value.strip()
+        if version == "HTTP/1.0":
+            headers[b"connection"] = b"close"
+        return method, target, headers
+
+    async def _body(self, reader, writer, headers):
+        if headers.get(b"expect", b"").lower() == b"100-continue":
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if b"transfer-encoding" in headers:
+            if headers[b"transfer-encoding"].lower() != b"chunked" or b"content-length" in headers:
+                raise Refused("This transfer encoding is not understood")
+            return await self._chunks(reader)
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit():
+            raise Refused("Content-Length is not a number")
+        if int(length) > MAX_BODY:
+            raise Refused(f"The request is larger than {MAX_BODY >> 20} MiB", status=413)
+        return await reader.readexactly(int(length))
+
+    async def _chunks(self, reader):
+        out = bytearray()
+        while True:
+            line = (await reader.readuntil(b"\r\n")).split(b";")[0].strip()
+            try:
+                size = int(line, 16)
+            except ValueError:
+                raise Refused("A chunk's size is not a number")
+            if size < 0 or len(out) + size > MAX_BODY:
+                raise Refused(f"The request is larger than {MAX_BODY >> 20} MiB", status=413)
+            out += await reader.readexactly(size)
+            if await reader.readexactly(2) != b"\r\n":
+                raise Refused("A chunk does not end where it says")
+            if size == 0:
+                return bytes(out)
+
+    def _send(self, writer, status, body, close=False):
+        data = json.dumps(body, ensure_ascii=False).encode()
+        head = f"HTTP/1.1 {status} {REASONS.get(status, '')}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+        writer.write(head.encode() + (b"Connection: close\r\n\r\n" if close else b"\r\n") + data)
+
+    async def _route(self, connection, writer, method, path, body):
+        if path == "/health":
+            self._send(writer, 200 if self._engine else 503, {"status": "ok" if self._engine else "loading"})
+            return
+        if self._engine is None:
+            raise Refused("The model is still being loaded", status=503, kind="unavailable", code="loading")
+        routes = {"/v1/models": ("GET", self._models), "/stats": ("GET", self._stats)}
+        if self._loaded.kind == "generate":
+            routes["/v1/chat/completions"] = ("POST", lambda: self._generate(connection, writer, dialect.chat(self._json(body), self._loaded)))
+            routes["/v1/completions"] = ("POST", lambda: self._generate(connection, writer, dialect.completion(self._json(body), self._loaded)))
+        else:
+            routes["/v1/embeddings"] = ("POST", lambda: self._job(connection, writer, encode.embeddings(self._json(body), self._loaded)))
+        if self._loaded.kind == "fill_mask":
+            routes["/v1/fill-mask"] = ("POST", lambda: self._job(connection, writer, encode.fill_mask(self._json(body), self._loaded)))
+        if self._loaded.kind == "classify":
+            routes["/v1/classify"] = ("POST", lambda: self._job(connection, writer, encode.classify(self._json(body), self._loaded)))
+        found = routes.get(path)
+        if found is None:
+            raise Refused(f"There is no {path} here: the model is of the kind {self._loaded.kind}, which answers {', '.join(sorted(routes))}",
+                          status=404, code="unsupported")
+        if found[0] != method:
+            raise Refused(f"{path} wants {found[0]}", status=405)
+        self.served += 1
+        answer = found[1]()
+        if asyncio.iscoroutine(answer):
+            await answer
+        else:
+            self._send(writer, 200, answer)
+
+    def _json(self, body):
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as e:
+            raise Refused(f"The request is not JSON: {str(e)[:200]}")
+
+    def _models(self):
+        return {"object": "list", "data": [{"id": self._loaded.name, "object": "model", "owned_by": "llmm"}]}
+
+    def _stats(self):
+        running, waiting = self._engine.load()
+        return {"running": running, "waiting": waiting, "served": self.served, **self._loaded.report()}
+
+    async def _job(self, connection, writer, compute):
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+
+        def run():
+            try:
+                if connection.gone.is_set():
+                    raise HungUp()
+                got, error = compute(), None
+            except BaseException as e:
+                got, error = None, e
+            loop.call_soon_threadsafe(settle, got, error)
+
+        def settle(got, error):
+            if future.done():
+                return
+            if error is None:
+                future.set_result(got)
+            elif type(error).__name__ == "OutOfMemoryError":
+                future.set_exception(OutOfMemory(str(error)))
+            else:
+                future.set_exception(error)
+
+        self._engine.call(run)
+        self._send(writer, 200, await future)
+
+    async def _generate(self, connection, writer, request):
+        rows, pieces = self._rows(request)
+        answer = Answer(request, self._loaded.name, self._loaded.tokenizer)
+        finished = asyncio.get_running_loop().create_future()
+        take = (_Streamed if request.stream else _Gathered)(request, rows, answer, writer, finished)
+        pieces._take = take.take
+        hung = asyncio.ensure_future(connection.gone.wait())
+        began = time.monotonic()
+        self._engine.submit(rows)
+        try:
+            await asyncio.wait((finished, hung), return_when=asyncio.FIRST_COMPLETED)
+            if not finished.done():
+                log.info("a client hung up after %.1f s", time.monotonic() - began)
+                raise HungUp()
+            take.end(finished.result())
+        finally:
+            hung.cancel()
+            for row in rows:
+                row.cancelled.set()
+
+    def _rows(self, request):
+        pieces = Pieces(asyncio.get_running_loop(), lambda waiting: None)
+        rows = []
+        for prompt in request.prompts:
+            room = self._loaded.context_length
+            if not self._loaded.encoder_decoder:
+                room -= len(prompt)
+            if room < 1 or len(prompt) > self._loaded.context_length:
+                raise Refused(f"The prompt has {len(prompt)} tokens, and the model has a context of {self._loaded.context_length}",
+                              "messages" if request.chat else "prompt", code="context_length_exceeded")
+            for _ in range(request.n):
+                settings = request.sampling
+                if settings.seed is not None and request.n > 1:
+                    settings = type(settings)(**{**settings.__dict__, "seed": settings.seed + len(rows)})
+                rows.append(Row(prompt, settings, min(request.max_tokens or room, room), request.stops, pieces.sink(len(rows)),
+                                request.skip_special, request.ignore_eos))
+        return rows, pieces
+
+
+class _Taker:
+    """Takes the pieces of a request on the loop; finished gets the usage when the last row has ended."""
+
+    def __init__(self, request, rows, answer, writer, finished):
+        self._request, self._rows, self._answer, self._writer, self._finished = request, rows, answer, writer, finished
+        self._left = len(rows)
+        self._generated = 0
+
+    def _count(self, piece):
+        self._generated += len(piece.tokens)
+        if piece.finish is None:
+            return
+        self._left -= 1
+        if self._left == 0 and not self._finished.done():
+            prompt = sum(len(p) for p in self._request.prompts)
+            self._finished.set_result(dialect.usage(prompt, self._generated))
+
+
+class _Gathered(_Taker):
+    """Gathers a whole answer."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._texts = [["", [], [], None] for _ in self._rows]
+
+    def take(self, waiting):
+        for index, piece in waiting:
+            if piece.error is not None:
+                if not self._finished.done():
+                    self._finished.set_exception(piece.error)
+                return
+            text = self._texts[index]
+            text[0] += piece.text
+            text[1] += piece.tokens
+            text[2] += piece.logprobs
+            text[3] = piece.finish
+            self._count(piece)
+
+    def end(self, usage):
+        if self._request.echo:
+            for i, text in enumerate(self._texts):
+                prompt = self._request.prompts[i // self._request.n]
+                text[0] = self._answer._tokenizer.decode(prompt, skip_special_tokens=True) + text[0]
+        data = json.dumps(self._answer.whole([tuple(t) for t in self._texts], usage), ensure_ascii=False).encode()
+        self._writer.write(f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+
+
+class _Streamed(_Taker):
+    """Writes events as they come. The status is sent with the first piece, so that what fails before has a status of its own."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._begun = False
+
+    def take(self, waiting):
+        out = []
+        for index, piece in waiting:
+            if piece.error is not None:
+                self._fail(piece.error, out)
+                return
+            if not self._begun:
+                self._begin(out)
+            out.append(self._answer.event(index, piece))
+            self._count(piece)
+        self._write(out)
+
+    def _begin(self, out):
+        self._begun = True
+        self._writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for i in range(len(self._rows)):
+            first = self._answer.first(i)
+            if first is not None:
+                out.append(first)
+
+    def _fail(self, error, out):
+        if self._finished.done():
+            return
+        if not self._begun:
+            self._finished.set_exception(error)
+            return
+        kind = "out_of_memory" if isinstance(error, OutOfMemory) else "server_error"
+        out.append(json.dumps(Refused(f"The engine failed in the middle of the answer: {str(error)[:300]}", kind=kind).body()).encode())
+        self._write(out)
+        self._finished.set_result(None)
+
+    def _write(self, events):
+        if events and not self._writer.is_closing():
+            data = b"".join(b"data: " + e + b"\n\n" for e in events)
+            self._writer.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+    def end(self, usage):
+        tail = []
+        if usage is not None and self._request.include_usage:
+            tail.append(self._answer.usage_event(usage))
+        tail.append(b"[DONE]")
+        self._write(tail)
+        self._writer.write(b"0\r\n\r\n")
