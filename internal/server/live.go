@@ -55,13 +55,15 @@ type look struct {
 	known   bool      // the facts could be read
 	again   time.Time // not asked before
 	facts   registry.Facts
+	onDisk  int64 // of the model's files, in bytes
 	plan    *registry.Plan
 }
 
 // seen is a copy of a look.
 type seen struct {
-	facts registry.Facts
-	plan  *registry.Plan
+	facts  registry.Facts
+	onDisk int64
+	plan   *registry.Plan
 }
 
 // newLiveBook begins to record the devices; the recording ends when s.closing is closed.
@@ -200,7 +202,7 @@ func (b *liveBook) look(ctx context.Context, rec registry.Record, plan bool) see
 	}
 	defer l.mu.Unlock()
 	if l.version != rec.Version {
-		l.version, l.known, l.facts, l.plan, l.again = rec.Version, false, registry.Facts{}, nil, time.Time{}
+		l.version, l.known, l.facts, l.onDisk, l.plan, l.again = rec.Version, false, registry.Facts{}, 0, nil, time.Time{}
 	}
 	if (plan || !l.known) && ctx.Err() == nil && b.s.Now().After(l.again) {
 		p, snap, err := b.s.Manager.PlanModel(ctx, rec.Model)
@@ -208,11 +210,11 @@ func (b *liveBook) look(ctx context.Context, rec registry.Record, plan bool) see
 		if err == nil && ctx.Err() == nil {
 			l.plan, l.again = &p, b.s.Now().Add(planFor)
 			if p.Problem == nil || snap.Facts.Format != "" {
-				l.facts, l.known = snap.Facts, true
+				l.facts, l.known, l.onDisk = snap.Facts, true, snap.OnDisk
 			}
 		}
 	}
-	out := seen{facts: l.facts}
+	out := seen{facts: l.facts, onDisk: l.onDisk}
 	if l.plan != nil && plan {
 		p := *l.plan
 		out.plan = &p
@@ -236,12 +238,14 @@ func lockWithin(ctx context.Context, mu *sync.Mutex) bool {
 
 // How a live stream keeps time.
 const (
-	liveEvery  = 250 * time.Millisecond // at most this often something is sent
-	liveTick   = 2 * time.Second        // and at least this often it is looked: times grow old without an event
-	logTick    = time.Second            // with an engine's log
-	recheck    = 5 * time.Second        // the caller's rights are looked up anew
-	liveLength = 10 * time.Minute       // then the browser connects again and proves its session again
-	maxRows    = 200                    // rows sent at once
+	liveEvery = 250 * time.Millisecond // at most this often something is sent
+	liveTick  = 2 * time.Second        // and at least this often it is looked: times grow old without an event
+	logTick   = time.Second            // with an engine's log
+	// What is stored is found by walking through folders, so it is looked at less often.
+	storageTick = 5 * time.Second
+	recheck     = 5 * time.Second  // the caller's rights are looked up anew
+	liveLength  = 10 * time.Minute // then the browser connects again and proves its session again
+	maxRows     = 200              // rows sent at once
 )
 
 // part is one named event with its HTML.
@@ -455,7 +459,7 @@ func (s *Server) livePage(c echo.Context) (livePage, error) {
 			return livePage{}, err
 		}
 		m := &liveModel{s: s, id: rec.ModelID}
-		return livePage{kinds: modelKinds, models: []string{rec.ModelID}, tick: logTick, parts: m.parts}, nil
+		return livePage{kinds: append([]registry.EventKind{registry.EventArtifact}, modelKinds...), models: []string{rec.ModelID}, tick: logTick, parts: m.parts}, nil
 	case "activity":
 		return livePage{kinds: modelKinds, tick: liveTick, parts: s.liveActivity}, nil
 	case "operation":
@@ -464,8 +468,13 @@ func (s *Server) livePage(c echo.Context) (livePage, error) {
 		return livePage{kinds: all, tick: liveTick, parts: s.liveEngines}, nil
 	case "yaml":
 		return livePage{kinds: all, tick: liveTick, parts: s.liveYAML}, nil
+	case "storage":
+		if err := auth.Allowed(auth.FromContext(c.Request().Context()), auth.StorageRead, ""); err != nil {
+			return livePage{}, err
+		}
+		return livePage{kinds: []registry.EventKind{registry.EventStorage, registry.EventArtifact, registry.EventModelStatus, registry.EventReset}, tick: storageTick, parts: s.liveStorage}, nil
 	}
-	return livePage{}, badParam("page", "must be overview, models, model, activity, operation, engines or yaml")
+	return livePage{}, badParam("page", "must be overview, models, model, activity, operation, engines, yaml or storage")
 }
 
 func (s *Server) badge(c echo.Context) (part, error) {
@@ -567,6 +576,18 @@ func (s *Server) liveYAML(c echo.Context, _ *touched) ([]part, error) {
 	return []part{badge, {"manifest", partials.ManifestStatus(s.visibleManifest(c))}}, nil
 }
 
+func (s *Server) liveStorage(c echo.Context, _ *touched) ([]part, error) {
+	badge, err := s.badge(c)
+	if err != nil {
+		return nil, err
+	}
+	v, err := s.storage(c)
+	if err != nil {
+		return nil, err
+	}
+	return []part{badge, {"disks", partials.Disks(v)}, {"stored", partials.Stored(v)}}, nil
+}
+
 // liveModel is the stream of one model's page. It follows the engine's log for who may read it.
 type liveModel struct {
 	s    *Server
@@ -591,7 +612,7 @@ func (m *liveModel) parts(c echo.Context, _ *touched) ([]part, error) {
 	if v.History, err = m.s.history(c, m.id); err != nil {
 		return nil, err
 	}
-	out := []part{badge, {"head", partials.ModelHead(v)}, {"now", partials.ModelNow(v)}, {"facts", partials.Facts(v)}, {"history", partials.History(v.History)}}
+	out := []part{badge, {"head", partials.ModelHead(v)}, {"now", partials.ModelNow(v)}, {"files", partials.Files(v)}, {"facts", partials.Facts(v)}, {"history", partials.History(v.History)}}
 	if m.s.mayReadLog(c, rec.Team) {
 		out = append(out, m.logParts(c.Request().Context())...)
 	}

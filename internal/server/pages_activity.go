@@ -46,17 +46,18 @@ func (s *Server) activity(c echo.Context) (view.Activity, error) {
 	return v, err
 }
 
-// running are the operations under way that the caller may see: those that run before those that wait.
+// running are the operations under way that the caller may see: those that run, then those that wait, then those that
+// are paused.
 func (s *Server) running(c echo.Context, kind registry.OperationKind) ([]view.Operation, error) {
 	var out []view.Operation
-	for _, st := range []registry.OperationState{registry.OperationRunning, registry.OperationQueued} {
+	for _, st := range []registry.OperationState{registry.OperationRunning, registry.OperationQueued, registry.OperationPaused} {
 		ops, _, err := s.operations(c, store.OperationQuery{Kind: kind, State: st}, store.DefaultLimit, func(op registry.Operation) bool { return !op.State.Final() })
 		if err != nil {
 			return nil, err
 		}
 		for _, op := range ops {
-			if st == registry.OperationQueued && contains(out, op.ID) {
-				continue // it began between the two looks
+			if contains(out, op.ID) {
+				continue // it began, or was paused, between two looks
 			}
 			out = append(out, view.OperationOf(op, s.Now()))
 		}
@@ -135,17 +136,10 @@ func (s *Server) postCancelOperation(c echo.Context) error {
 	}
 	op, err = s.Manager.CancelOperation(ctx, op.ID, actor(c))
 	s.Auth.Audit(ctx, auth.OperationCancel, "operation:"+c.Param("op"), err, string(op.Kind)+" of "+op.Subject)
-	if err != nil {
+	if err != nil && (op.Kind != registry.OperationFetch || registry.CodeOf(err) != registry.CodeBadState) { // a fetch that ended by itself in this moment
 		return err
 	}
-	if swaps(c) == "running" {
-		ops, err := s.running(c, "")
-		if err != nil {
-			return err
-		}
-		return html(c, http.StatusOK, partials.RunningNow(ops, canAnywhere(ctx)))
-	}
-	return c.Redirect(http.StatusSeeOther, view.OperationURL(op.ID))
+	return s.operationAnswer(c, op)
 }
 
 func (s *Server) pageEngines(c echo.Context) error {

@@ -43,6 +43,7 @@ func (s *Server) pageRoutes() []route {
 		{"POST", "/models/:id/load", auth.ModelLoad, s.postLoad},
 		{"POST", "/models/:id/unload", auth.ModelUnload, s.postUnload},
 		{"POST", "/models/:id/cancel", auth.ModelUnload, s.postCancelModel},
+		{"POST", "/models/:id/fetch", auth.ModelFetch, s.postFetch},
 		{"POST", "/models/:id/approve", auth.RegistrationApprove, s.postApprove},
 		{"GET", "/models/:id/delete", auth.ModelDelete, s.pageDelete},
 		{"POST", "/models/:id/delete", auth.ModelDelete, s.postDelete},
@@ -50,6 +51,25 @@ func (s *Server) pageRoutes() []route {
 		{"GET", "/operations", auth.ModelList, s.pageActivity},
 		{"GET", "/operations/:op", auth.OperationRead, s.pageOperation},
 		{"POST", "/operations/:op/cancel", auth.OperationCancel, s.postCancelOperation},
+		{"POST", "/operations/:op/pause", auth.ModelFetch, s.postPause},
+		{"POST", "/operations/:op/resume", auth.ModelFetch, s.postResume},
+
+		{"GET", "/storage", auth.StorageRead, s.pageStorage},
+		{"GET", "/storage/delete", auth.StorageRead, s.pageDeleteStored},
+		{"POST", "/storage/delete", auth.StorageDelete, s.postDeleteStored},
+		{"GET", "/storage/retention", auth.AccountOwn, to("/storage")},
+		{"POST", "/storage/retention", auth.StorageManage, s.postRetention},
+		{"GET", "/storage/limits", auth.AccountOwn, to("/storage")},
+		{"POST", "/storage/limits", auth.StorageManage, s.postLimits},
+		{"GET", "/storage/roots", auth.AccountOwn, to("/storage")},
+		{"POST", "/storage/roots", auth.StorageManage, s.postRoots},
+		{"GET", "/storage/clean", auth.AccountOwn, to("/storage")},
+		{"POST", "/storage/clean", auth.StorageManage, s.postClean},
+
+		{"GET", "/secrets", auth.SecretList, s.pageSecrets},
+		{"POST", "/secrets", auth.SecretManage, s.postSecret},
+		{"GET", "/secrets/:name/delete", auth.SecretList, s.pageDeleteSecret},
+		{"POST", "/secrets/:name/delete", auth.SecretManage, s.postDeleteSecret},
 
 		{"GET", "/engines", auth.EnginesRead, s.pageEngines},
 		{"POST", "/engines/check", auth.EnginesRead, s.postCheckEngines},
@@ -143,7 +163,8 @@ func (s *Server) page(c echo.Context, title, nav, live string) view.Page {
 // quietPage is page without what has to be looked up, for telling that looking up did not work.
 func (s *Server) quietPage(c echo.Context, title, nav string) view.Page {
 	id := auth.FromContext(c.Request().Context())
-	return view.Page{Title: title, Nav: nav, User: view.User{Name: id.Name, Admin: id.Admin}, Version: s.Version, Now: s.Now()}
+	user := view.User{Name: id.Name, Admin: id.Admin, Secrets: auth.Allowed(id, auth.SecretList, "") == nil}
+	return view.Page{Title: title, Nav: nav, User: user, Version: s.Version, Now: s.Now()}
 }
 
 // canIn says what the caller may do with what belongs to a team.

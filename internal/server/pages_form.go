@@ -3,9 +3,7 @@ package server
 import (
 	"errors"
 	"net/http"
-	"net/url"
 	"slices"
-	"time"
 
 	"github.com/labstack/echo/v4"
 
@@ -13,7 +11,6 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/manager"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 	"github.com/industriverse/llmmodelmanager/web/templates/pages"
-	"github.com/industriverse/llmmodelmanager/web/templates/partials"
 	"github.com/industriverse/llmmodelmanager/web/templates/view"
 )
 
@@ -50,6 +47,9 @@ func (s *Server) showForm(c echo.Context, status int, f view.Form) error {
 		f.Values["team"] = teams[0] // the default is not one that they may register for
 	}
 	f.Params = s.loaderParams()
+	if f.Secrets, err = s.Manager.Secrets(ctx, teamsOf(c)); err != nil {
+		return err
+	}
 	f.Page = s.page(c, title, "models", "")
 	return html(c, status, pages.Form(f))
 }
@@ -87,6 +87,14 @@ func (s *Server) postNewModel(c echo.Context) error {
 		return err
 	}
 	values, f, bad := view.DecodeForm(in)
+	if in.Get("then") == "look" {
+		return s.lookForm(c, f, values, bad)
+	}
+	if len(bad) == 0 {
+		if err := s.complete(c, &f, values); err != nil {
+			return err
+		}
+	}
 	model, errs := registry.Decode(values)
 	if errs = mergeErrors(bad, errs); len(errs) > 0 {
 		return s.refuseForm(c, f, invalidModel(errs))
@@ -178,60 +186,4 @@ func mergeErrors(first, more []registry.FieldError) []registry.FieldError {
 		}
 	}
 	return first
-}
-
-// previewWithin is how long the form waits to learn what a source has.
-const previewWithin = 3 * time.Second
-
-// uiPreview says what is at a source before anything is registered.
-func (s *Server) uiPreview(c echo.Context) error {
-	if err := mayRegister(c.Request().Context()); err != nil {
-		return err
-	}
-	q := url.Values{}
-	for name, v := range c.QueryParams() {
-		if name != "custom_loader_params" { // secrets do not belong into addresses
-			q[name] = v
-		}
-	}
-	if q.Get("source_path") == "" {
-		return html(c, http.StatusOK, partials.FormPreview(nil))
-	}
-	values, _, bad := view.DecodeForm(q)
-	id := q.Get("model_id")
-	if id == "" || registry.ValidateModelID(id) != nil {
-		values["model_id"] = "preview" // it has no name yet, and needs none
-	}
-	delete(values, "team")
-	model, errs := registry.Decode(values)
-	if errs = mergeErrors(bad, errs); len(errs) > 0 {
-		return html(c, http.StatusOK, partials.FormPreview(&view.Preview{Problem: &registry.Problem{Code: registry.CodeInvalid, Msg: "This cannot be looked up yet.", Fields: errs}}))
-	}
-	s.lendSecrets(c, &model)
-	ctx, cancel := within(c, previewWithin)
-	defer cancel()
-	plan, snap, err := s.Manager.PlanModel(ctx, model)
-	if ctx.Err() != nil && c.Request().Context().Err() == nil {
-		return html(c, http.StatusOK, partials.FormPreview(&view.Preview{Problem: &registry.Problem{Code: registry.CodeTimeout, Msg: "The source did not answer within 3 s. The model can be registered all the same; a load waits longer."}}))
-	}
-	if err != nil {
-		return err
-	}
-	plan = s.visiblePlan(c, plan)
-	return html(c, http.StatusOK, partials.FormPreview(&view.Preview{Plan: &plan, Facts: snap.Facts, Bytes: snap.Bytes, Files: len(snap.Files)}))
-}
-
-// lendSecrets gives a preview the settings of the registered model that is being edited, so that a gated repository can
-// be looked up. Only for the very source that they were given for: a secret must not go to another address.
-func (s *Server) lendSecrets(c echo.Context, m *registry.Model) {
-	ctx := c.Request().Context()
-	rec, err := s.seen(ctx, m.ModelID)
-	if err != nil || auth.Allowed(auth.FromContext(ctx), auth.ModelEdit, rec.Team) != nil {
-		m.ModelID = "preview" // not theirs to be compared with
-		return
-	}
-	if rec.SourceType == m.SourceType && rec.SourcePath == m.SourcePath {
-		// With its team: that is whose stored secrets its parameters may refer to.
-		m.CustomLoaderParams, m.Team = rec.CustomLoaderParams, rec.Team
-	}
 }

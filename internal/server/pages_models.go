@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -131,16 +132,19 @@ func (s *Server) modelPage(c echo.Context, id string, patience time.Duration) (v
 		BaseURL: baseURL(c), Largest: largest(res),
 	}
 	v.Runtime.Failure = visibleFailure(ctx, l.Runtime.Failure, l.Team, nil)
-	if l.Operation != nil {
+	if l.Operation != nil && l.Operation.Kind != registry.OperationFetch {
 		op := view.OperationOf(s.visibleOperation(c, *l.Operation), s.Now())
 		v.Operation = &op
+	}
+	if v.Files.Fetch, err = s.fetchOf(c, id); err != nil {
+		return v, err
 	}
 	for _, r := range res.Reservations {
 		if r.ModelID == id {
 			v.Requests = max(v.Requests, r.Active)
 		}
 	}
-	idle := v.Operation == nil && (v.Status == registry.StatusNotLoaded || v.Status == registry.StatusFailed)
+	idle := v.Operation == nil && (v.Status == registry.StatusNotLoaded || v.Status == registry.StatusFailed || v.Fetching())
 	if v.Usable() {
 		if patience == lookForLive && !idle {
 			patience = 0 // progress must not wait for a source that is slow
@@ -149,11 +153,13 @@ func (s *Server) modelPage(c echo.Context, id string, patience time.Duration) (v
 		defer cancel()
 		seen := s.live.look(look, l.Record, idle)
 		v.Facts = seen.facts
+		v.Files.OnDisk = seen.onDisk
 		if idle && seen.plan != nil {
 			p := s.visiblePlan(c, *seen.plan)
 			v.Plan = &p
 		}
 	}
+	s.fillFiles(c, &v, l.Artifact)
 	v.Record.Model = l.Redacted()
 	return v, nil
 }
@@ -257,11 +263,19 @@ func (s *Server) postCancelModel(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	if l.Operation == nil || l.Operation.Kind != registry.OperationLoad {
-		return s.postUnload(c)
+	op := l.Operation
+	if op == nil || op.Kind != registry.OperationLoad {
+		if l.Status != registry.StatusFetching {
+			return s.postUnload(c)
+		}
+		fetch, err := s.fetchOf(c, id)
+		if err != nil || fetch == nil {
+			return errors.Join(err, s.modelAnswer(c))
+		}
+		op = &fetch.Operation
 	}
-	_, err = s.Manager.CancelOperation(ctx, l.Operation.ID, actor(c))
-	s.Auth.Audit(ctx, auth.OperationCancel, "operation:"+l.Operation.ID, err, "load of "+id)
+	_, err = s.Manager.CancelOperation(ctx, op.ID, actor(c))
+	s.Auth.Audit(ctx, auth.OperationCancel, "operation:"+op.ID, err, string(op.Kind)+" of "+id)
 	if err != nil && registry.CodeOf(err) != registry.CodeBadState { // it ended by itself in this moment
 		return err
 	}

@@ -259,6 +259,8 @@ var places = []struct {
 	{view.Hit{Kind: "page", Title: "Models", Note: "all registered models", URL: "/models"}, nil},
 	{view.Hit{Kind: "page", Title: "Activity", Note: "operations", URL: "/operations"}, nil},
 	{view.Hit{Kind: "action", Title: "Register a model", Note: "action", URL: "/models/new"}, func(v view.Can) bool { return v.Register }},
+	{view.Hit{Kind: "page", Title: "Storage", Note: "what occupies the disks", URL: "/storage"}, nil},
+	{view.Hit{Kind: "page", Title: "Secrets", Note: "tokens and keys by name", URL: "/secrets"}, func(v view.Can) bool { return v.Register }},
 	{view.Hit{Kind: "page", Title: "Engines", Note: "what runs models", URL: "/engines"}, nil},
 	{view.Hit{Kind: "page", Title: "Teams", Note: "users and roles", URL: "/teams"}, nil},
 	{view.Hit{Kind: "page", Title: "YAML", Note: "import and export", URL: "/yaml"}, nil},

@@ -24,7 +24,11 @@ func TestEveryPageAnswers(t *testing.T) {
 	w := newWorld(t)
 	w.model(llama, registry.DefaultTeam, nil)
 	op := w.load(llama)
-	fill := strings.NewReplacer(":id", url.PathEscape(llama), ":op", op.ID, ":team", "default")
+	w.fetched("hub-model", "team/hub-model")
+	_, err := w.manager.PutSecret(t.Context(), registry.Secret{Name: "hub", Team: registry.DefaultTeam, UpdatedBy: "test"}, "hf_verysecretvalue")
+	must(t, err)
+	fill := strings.NewReplacer(":id", url.PathEscape(llama), ":op", op.ID, ":team", "default",
+		"/storage/delete", "/storage/delete?source_type=huggingface&source_path=team/hub-model&revision=r1", ":name/delete", "hub/delete?team=default")
 	for _, r := range w.server.pageRoutes() {
 		if r.method != http.MethodGet || r.path == "/ui/events" {
 			continue
@@ -42,7 +46,7 @@ func TestEveryPageAnswers(t *testing.T) {
 }
 
 func pagesOf(id, op string) []string {
-	return []string{"/", "/models", view.ModelURL(id), "/operations", view.OperationURL(op), "/engines", "/account", "/teams", "/yaml"}
+	return []string{"/", "/models", view.ModelURL(id), "/operations", view.OperationURL(op), "/storage", "/engines", "/account", "/teams", "/yaml"}
 }
 
 // TestNothingIsOfferedThatIsRefused presses every button and follows every link that a page has, with the rights of
@@ -402,7 +406,7 @@ func TestListSearchesAndPages(t *testing.T) {
 func TestPreview(t *testing.T) {
 	w := newWorld(t)
 	base := "/ui/preview?source_type=local&model_format=gguf&engine=fake&source_path="
-	w.member.get("/ui/preview?source_type=local").is(http.StatusOK).has("Once a path is given")
+	w.member.get("/ui/preview?source_type=local").is(http.StatusOK).has("Once there is a path")
 	w.member.get(base + url.QueryEscape(w.weights)).is(http.StatusOK).has("1 file").has("Fits")
 	w.member.get(base + url.QueryEscape(w.dir+"/nothing.gguf")).is(http.StatusOK).has("nothing.gguf").lacks("1 file")
 	w.member.get(base + "relative.gguf").is(http.StatusOK).has("must be an absolute path")

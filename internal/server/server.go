@@ -47,6 +47,8 @@ type Server struct {
 	handler http.Handler
 	metrics *metrics
 	live    *liveBook
+	lookups *lookups
+	stored  storageLook
 	closing chan struct{} // closed when streams have to end
 }
 
@@ -69,6 +71,7 @@ func New(o Options) *Server {
 	s := &Server{Options: o, echo: echo.New(), closing: make(chan struct{})}
 	s.metrics = newMetrics(s)
 	s.live = newLiveBook(s)
+	s.lookups = newLookups(s.closing, o.Now)
 	e := s.echo
 	e.HideBanner, e.HidePort = true, true
 	e.HTTPErrorHandler = s.handleError

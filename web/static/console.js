@@ -95,6 +95,29 @@ document.addEventListener("htmx:configRequest", (e) => {
   for (const [k, v] of [...e.detail.formData.entries()]) if (v === "") e.detail.formData.delete(k);
 });
 
+// The form fills itself in: what the preview suggests goes into fields that are empty, or that hold what an earlier
+// preview put there; never over what somebody typed. Choosing one of several sets the format with it.
+const fillNote = (field) => { const note = document.getElementById(`${field.id}-filled`); if (note) note.hidden = !field.value || field.value !== field.dataset.filled; };
+function fill() {
+  for (const id of ["f-model_id", "f-model_format"]) {
+    const field = document.getElementById(id), offer = $(`#preview [data-fill="${id}"]`);
+    if (!field || field.type === "hidden" || !$("#preview [name=offered]")) continue;
+    if (document.activeElement === field && field.value !== "" ) continue;
+    if (field.value !== "" && field.value !== field.dataset.filled) continue;
+    field.value = field.dataset.filled = offer ? offer.value : "";
+    fillNote(field);
+  }
+}
+document.addEventListener("htmx:afterSwap", (e) => { if (e.detail.target?.id === "preview") fill(); });
+document.addEventListener("input", (e) => { if (e.target.dataset.filled !== undefined) fillNote(e.target); });
+document.addEventListener("change", (e) => {
+  if (!e.target.matches("[name=offer][data-format]")) return;
+  const format = $("#f-model_format"), was = $("#preview [name=filled_model_format]");
+  format.value = format.dataset.filled = e.target.dataset.format;
+  if (was) was.value = format.value;
+  fillNote(format);
+});
+
 // Errors: a refused form (422) and a whole page come back where they belong, anything else above the content.
 document.addEventListener("htmx:beforeSwap", (e) => {
   const d = e.detail, status = d.xhr.status;
@@ -150,6 +173,7 @@ for (const name of ["pointerup", "pointercancel"]) {
 document.addEventListener("htmx:sseBeforeMessage", (e) => {
   const el = e.target, log = el.matches(".log") ? el : null;
   if (log) log.dataset.end = log.scrollHeight - log.scrollTop - log.clientHeight < 24 ? "1" : "";
+  else if ($("[data-asking]", el)) e.preventDefault(); // a question is open; its answer draws the list anew
   else if (pressed && (el.contains(pressed) || (el.matches("[data-sink]") && pressed.closest("[data-row]")))) { e.preventDefault(); held.push([el, e.detail.data]); }
 });
 document.addEventListener("htmx:sseMessage", (e) => {

@@ -23,7 +23,7 @@ func before(d time.Duration) time.Time { return Now.Add(-d) }
 var everything = view.Can{Register: true, Load: true, Override: true, Delete: true, Approve: true, Install: true, Manage: true}
 
 func page(title, nav, live string) view.Page {
-	return view.Page{Title: title, Nav: nav, User: view.User{Name: "asha", Admin: true}, Needs: 3, Live: live, Version: "0.1.0", Now: Now}
+	return view.Page{Title: title, Nav: nav, User: view.User{Name: "asha", Admin: true, Secrets: true}, Needs: 3, Live: live, Version: "0.1.0", Now: Now}
 }
 
 func record(id string, src registry.SourceType, path string, f registry.Format, team string, change func(*registry.Model)) registry.Record {

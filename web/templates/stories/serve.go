@@ -40,9 +40,9 @@ func Handler() http.Handler {
 		<-r.Context().Done()
 	})
 	mux.HandleFunc("GET /ui/preview", func(w http.ResponseWriter, r *http.Request) {
-		plan := fitPlan()
-		_ = partials.FormPreview(&view.Preview{Plan: &plan, Facts: qwenFacts(), Bytes: gb(15.3), Files: 12}).Render(r.Context(), w)
+		_ = partials.FormPreview(seen(view.NewForm(), fitPlan(), qwenFacts())).Render(r.Context(), w)
 	})
+	mux.HandleFunc("GET /ui/slow", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }) // a hub that never answers
 	mux.HandleFunc("POST /v1/chat/completions", echo)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Security-Policy", static.CSP)

@@ -23,7 +23,7 @@ type Story struct {
 // All returns every story.
 func All() []Story {
 	var out []Story
-	for _, part := range [][]Story{start(), overviews(), lists(), forms(), models(), activity(), rest(), hostile()} {
+	for _, part := range [][]Story{start(), overviews(), lists(), forms(), models(), files(), storage(), secrets(), activity(), rest(), hostile()} {
 		out = append(out, part...)
 	}
 	return out
@@ -104,12 +104,21 @@ func forms() []Story {
 	r.RequiredGPUMemoryMB = 18000
 	edit := view.FormOf(r)
 	edit.Page, edit.Teams, edit.Params = page("Edit qwen3-8b", "models", ""), fresh.Teams, params()
-	plan := fitPlan()
-	edit.Preview = &view.Preview{Plan: &plan, Facts: qwenFacts(), Bytes: gb(15.3), Files: 12}
-	bad := fresh
-	bad.Values = map[string]string{"source_type": "huggingface", "source_path": "meta-llama/Llama-3.3-70B-Instruct", "model_format": "safetensors", "device_preference": "auto", "engine": "auto", "team": "default"}
-	bad.Preview = &view.Preview{Problem: &registry.Problem{Code: registry.CodeLoadingFailed, Msg: "The repository is gated: the Hub refused the files without a token.", Failure: &registry.Failure{Kind: registry.FailureGated, Hint: "Accept the licence on the model's page at the Hub, then set auth_token in the loader settings."}}}
-	return []Story{{"form-new", pages.Form(fresh)}, {"form-errors", pages.Form(wrong)}, {"form-edit", pages.Form(edit)}, {"form-gated", pages.Form(bad)}}
+	edit.Preview = seen(edit, fitPlan(), qwenFacts())
+	edit.Secrets = secretList()
+	gated := fresh
+	gated.Secrets = secretList()
+	gated.Values = map[string]string{"source_type": "huggingface", "source_path": "meta-llama/Llama-3.3-70B-Instruct", "device_preference": "auto", "engine": "auto", "team": "default", "param.auth_token": "secret:hub"}
+	gated.Preview = &view.Preview{Source: registry.SourceHuggingFace, Offered: "huggingface:meta-llama/Llama-3.3-70B-Instruct", Problem: &registry.Problem{Code: registry.CodeLoadingFailed, Msg: "The repository is gated: the Hub refused the files to the token that was given.", Failure: &registry.Failure{Kind: registry.FailureGated, Hint: "Accept the terms on the model's page at the Hub with the account that the token belongs to, and look again."}}}
+	slow := gated
+	slow.Preview = &view.Preview{Source: registry.SourceHuggingFace, Waited: 8 * time.Second, Again: "/ui/slow"}
+	s3 := fresh
+	s3.Secrets = secretList()
+	s3.Values = map[string]string{"source_type": "s3", "source_path": "s3://models/bge-m3", "device_preference": "auto", "engine": "auto", "team": "default", "param.endpoint_url": "minio.example.com", "param.access_key_id": "secret:minio-id", "param.secret_access_key": "secret:gone"}
+	s3 = s3.WithErrors(&registry.Error{Code: registry.CodeInvalid, Msg: "The model cannot be looked up", Fields: []registry.FieldError{
+		{Field: "custom_loader_params.endpoint_url", Msg: "must be an address that begins with https:// or http://"}, {Field: "custom_loader_params.secret_access_key", Msg: `refers to the secret "gone", which the team default does not have`}}})
+	return []Story{{"form-new", pages.Form(fresh)}, {"form-errors", pages.Form(wrong)}, {"form-edit", pages.Form(edit)}, {"form-filled", pages.Form(filledForm(fresh))},
+		{"form-gated", pages.Form(gated)}, {"form-slow", pages.Form(slow)}, {"form-s3", pages.Form(s3)}}
 }
 
 func qwenFacts() registry.Facts {
@@ -135,6 +144,7 @@ func models() []Story {
 	idle := modelPage(smol, registry.Runtime{})
 	idle.Plan = &registry.Plan{ModelID: smol.ModelID, Verdict: registry.VerdictFits, Device: "cpu", Engine: "llamacpp", EngineWhy: "GGUF", DeviceWhy: "There is no usable GPU, so auto means the CPU.", Needs: registry.Footprint{Weights: 94 * mib, KVCache: 90 * mib, Overhead: 48 * mib, Estimated: 232 * mib, Context: 2048, Basis: "gguf header"}, Free: gb(12.1), Spare: gb(11.9), Sentence: "Fits in memory now, with 11.9 GiB to spare."}
 	idle.Facts = registry.Facts{Format: registry.FormatGGUF, Name: "SmolLM2 135M Instruct", Architecture: "llama", Parameters: 134_515_008, WeightBytes: 94 * mib, DType: "q4_1", Quantization: "Q4_1", ContextLength: 8192, Licence: "Apache 2.0"}
+	idle.Files.Known = known(smol, "f9c3d1", []registry.File{{Path: "SmolLM2-135M-Instruct.Q4_1.gguf", Size: 94 * mib}})
 	add("model", idle)
 
 	loading := runtime(bge, registry.RuntimeStarting, "cuda:0", 0, 0)
@@ -148,7 +158,9 @@ func models() []Story {
 	fetching := registry.Runtime{State: registry.RuntimeQueued, Artifact: registry.ArtifactFetching}
 	fp := modelPage(qwen, fetching)
 	st := fetchingOp(true)
+	st.Kind = registry.OperationLoad
 	fp.Operation, fp.Facts = &st, qwenFacts()
+	fp.Files.Known = absent(qwen)
 	add("model-stalled", fp)
 
 	ready := runtime(qwen, registry.RuntimeReady, "cuda:0", gb(16.8), 0)
@@ -157,6 +169,7 @@ func models() []Story {
 	ready.Endpoint = &registry.Endpoint{APIs: []registry.API{registry.APIChat, registry.APICompletions}, ContextLength: 8192, ModelClass: "Qwen3ForCausalLM", TokenizerClass: "Qwen2TokenizerFast"}
 	rp := modelPage(qwen, ready)
 	rp.Facts, rp.Requests, rp.History, rp.Log = qwenFacts(), 3, past()[:1], engineLog()
+	rp.Files.Known = present(qwen)
 	rp.Flash = &view.Flash{Kind: "ok", Msg: "Saved. The new idle timeout holds from now on."}
 	add("model-ready", rp)
 
@@ -279,6 +292,7 @@ func hostile() []Story {
 	op.Actor, op.Cause = Hostile, Hostile
 	op.Error = &registry.Problem{Msg: Hostile, Failure: &registry.Failure{Msg: Hostile, Hint: Hostile, LogTail: []string{Hostile}}}
 	v.History = []view.Operation{op}
+	v.Files.Known = &registry.ModelArtifact{Source: registry.SourceLocal, Changed: Hostile, Revision: Hostile, Files: []registry.File{{Path: Hostile}, {Path: long}}, Facts: registry.Facts{Pickles: true}}
 	v.Facts = registry.Facts{Name: Hostile, Architecture: Hostile, Licence: Hostile, Notes: []string{Hostile}}
 	l := record(long, registry.SourceLocal, "/srv/"+long, registry.FormatGGUF, long, nil)
 	list := view.Models{Page: page("Models", "models", view.LiveURL("models")), Can: everything, Total: 2, Filter: view.Filter{Q: Hostile}, Teams: []string{Hostile, "default"},
@@ -287,5 +301,6 @@ func hostile() []Story {
 	form := view.FormOf(r)
 	form.Page = page("Edit", "models", "")
 	form.Errors = map[string]string{"source_path": Hostile}
-	return []Story{{"hostile-model", pages.Model(v)}, {"hostile-list", pages.Models(list)}, {"hostile-long", pages.Model(lp)}, {"hostile-form", pages.Form(form)}, {"hostile-operation", pages.Operation(view.OperationPage{Page: page(Hostile, "activity", ""), Op: op})}}
+	form.Preview = &view.Preview{Offered: Hostile, Suggested: map[string]string{"model_id": Hostile}, Facts: v.Facts, Offers: []view.Offer{{Offer: registry.Offer{Label: Hostile}, Value: Hostile}, {Offer: registry.Offer{Label: long}}}}
+	return []Story{{"hostile-model", pages.Model(v)}, {"hostile-list", pages.Models(list)}, {"hostile-long", pages.Model(lp)}, {"hostile-form", pages.Form(form)}, {"hostile-storage", pages.Storage(hostileStorage(long))}, {"hostile-operation", pages.Operation(view.OperationPage{Page: page(Hostile, "activity", ""), Op: op})}}
 }

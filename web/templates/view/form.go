@@ -24,7 +24,10 @@ type Form struct {
 	Error   string // what is wrong with the whole
 	Persist bool
 	Teams   []string
-	Params  []Param // what the loaders understand in custom_loader_params
+	Params  []Param           // what the loaders understand in custom_loader_params
+	Secrets []registry.Secret // that credentials may be taken from
+	Filled  map[string]string // of Values, what was filled in from the source
+	Offered string            // the source and path that Values["offer"] was chosen at
 	Preview *Preview
 	Can     Can
 }
@@ -34,19 +37,10 @@ type Param struct {
 	Name, Engine, Help string
 }
 
-// Preview is what is known about a model before it is registered.
-type Preview struct {
-	Problem *registry.Problem // why nothing is known
-	Facts   registry.Facts
-	Bytes   int64 // of all files
-	Files   int
-	Plan    *registry.Plan
-}
-
 // NewForm is an empty form with the defaults.
 func NewForm() Form {
 	return Form{New: true, Persist: true, Errors: map[string]string{}, Values: map[string]string{
-		"source_type": string(registry.SourceLocal), "model_format": string(registry.FormatGGUF),
+		"source_type":       string(registry.SourceHuggingFace),
 		"device_preference": string(registry.DeviceAuto), "engine": registry.EngineAuto, "team": registry.DefaultTeam,
 	}}
 }
@@ -56,6 +50,7 @@ func FormOf(r registry.Record) Form {
 	f := NewForm()
 	f.New, f.ModelID, f.Version, f.Persist = false, r.ModelID, r.Version, r.Persist
 	m := r.Redacted()
+	m.CustomLoaderParams = f.lift(m)
 	for _, field := range registry.Fields {
 		switch v := field.Value(m).(type) {
 		case nil:
@@ -86,6 +81,10 @@ func (f Form) WithErrors(e *registry.Error) Form {
 	f.Errors = map[string]string{}
 	f.Error = e.Msg
 	for _, fe := range e.Fields {
+		if param, ok := strings.CutPrefix(fe.Field, "custom_loader_params."); ok {
+			f.paramError(param, fe.Msg)
+			continue
+		}
 		if _, known := registry.FieldByName(fe.Field); !known {
 			f.Error += ": " + fe.Field + " " + fe.Msg
 			continue
@@ -156,6 +155,7 @@ func DecodeForm(in url.Values) (model map[string]any, form Form, errs []registry
 	if wholeNumber.MatchString(form.Values["idle_timeout"]) {
 		model["idle_timeout"] = number(form.Values["idle_timeout"]) // seconds, as in JSON
 	}
+	errs = append(errs, form.lower(in, model)...)
 	return model, form, errs
 }
 

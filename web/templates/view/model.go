@@ -134,7 +134,7 @@ type ModelPage struct {
 	Operation *Operation     // under way; nil when none is
 	Plan      *registry.Plan // what a load would do now; nil while loaded or loading
 	Facts     registry.Facts // from the headers; zero when not known yet
-	Artifact  *registry.Artifact
+	Files     Files
 	Log       []string // the engine's last lines
 	History   []Operation
 	BaseURL   string // of this server, without /v1
@@ -147,6 +147,8 @@ func (p ModelPage) Row() ModelRow {
 	percent := 0
 	if p.Operation != nil {
 		percent = p.Operation.Percent()
+	} else if p.Files.Fetch != nil {
+		percent = p.Files.Fetch.Percent()
 	}
 	return RowOf(RowInput{Record: p.Record, Runtime: p.Runtime, Percent: percent, Place: p.Place, Largest: p.Largest, Requests: -1, Can: p.Can, Now: p.Now})
 }

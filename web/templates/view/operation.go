@@ -146,6 +146,19 @@ func (o Operation) Took() string {
 
 // Meta is who asked for it, for how long it runs, and what is left.
 func (o Operation) Meta() string {
+	line := o.Who()
+	if s := o.Running(); s != nil && s.ETA > 0 && !s.Stalled {
+		left := "about " + Duration(time.Duration(s.ETA)) + " left"
+		if line == "" {
+			return left
+		}
+		return line + " · " + left
+	}
+	return line
+}
+
+// Who is who asked for it and for how long it runs.
+func (o Operation) Who() string {
 	var parts []string
 	if o.Cause != "" {
 		parts = append(parts, o.Cause)
@@ -157,9 +170,6 @@ func (o Operation) Meta() string {
 		parts = append(parts, "waiting for "+o.Took())
 	} else if t := o.Took(); t != None {
 		parts = append(parts, t)
-	}
-	if s := o.Running(); s != nil && s.ETA > 0 && !s.Stalled {
-		parts = append(parts, "about "+Duration(time.Duration(s.ETA))+" left")
 	}
 	return strings.Join(parts, " · ")
 }

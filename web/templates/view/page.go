@@ -10,7 +10,7 @@ import (
 // cookie is SameSite and the server refuses requests whose Sec-Fetch-Site or Origin is another site's.
 type Page struct {
 	Title   string
-	Nav     string // the entry that is current: overview, models, activity, engines, teams, yaml, account
+	Nav     string // the entry that is current: overview, models, activity, storage, engines, secrets, teams, yaml, account
 	User    User
 	Needs   int    // what waits for somebody, for the badge
 	Live    string // the page's event stream, from LiveURL; "" for pages that do not move
@@ -21,8 +21,9 @@ type Page struct {
 
 // User is who is signed in.
 type User struct {
-	Name  string
-	Admin bool
+	Name    string
+	Admin   bool
+	Secrets bool // may see the names of secrets
 }
 
 // Flash is a sentence about what was just done.
@@ -34,7 +35,7 @@ type Flash struct {
 // Can says which actions the signed-in user may take here; what they may not is not offered.
 type Can struct {
 	Register bool // also edit
-	Load     bool // also unload and cancel
+	Load     bool // also unload, cancel and fetch
 	Override bool // load in spite of a shortage
 	Delete   bool
 	Approve  bool

@@ -5,6 +5,8 @@ import (
 	"hash/fnv"
 	"net/url"
 	"strings"
+
+	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
 // ModelURL is the console's page of a model. The id is percent-encoded in one path segment:
@@ -46,4 +48,18 @@ func RowID(id string) string {
 	h := fnv.New64a()
 	h.Write([]byte(id))
 	return fmt.Sprintf("m-%016x", h.Sum64())
+}
+
+// storedQuery names a stored revision in an address.
+func storedQuery(a registry.StoredArtifact) string {
+	return url.Values{"source_type": {string(a.Source)}, "source_path": {a.Path}, "revision": {a.Revision}}.Encode()
+}
+
+// SecretURL is what is done with a secret: delete.
+func SecretURL(s registry.Secret, action string) string {
+	u := "/secrets/" + Segment(s.Name) + "/" + action
+	if s.Team != "" {
+		u += "?" + url.Values{"team": {s.Team}}.Encode()
+	}
+	return u
 }

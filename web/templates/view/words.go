@@ -186,6 +186,8 @@ func OptionName(field, option string) string {
 		return SourceName(registry.SourceType(option))
 	case "model_format":
 		switch registry.Format(option) {
+		case "":
+			return "As it is at the source"
 		case registry.FormatTransformersPT:
 			return "PyTorch for transformers (transformers_pt)"
 		case registry.FormatSafetensors:

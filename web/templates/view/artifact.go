@@ -1,0 +1,146 @@
+package view
+
+import (
+	"fmt"
+
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+)
+
+// Files is what is known of a model's files, for the card on its page.
+type Files struct {
+	Known  *registry.ModelArtifact // nil when nobody has looked yet
+	Fetch  *Operation              // under way or paused; nil when none is
+	OnDisk int64                   // bytes; of Known.Bytes
+	Where  string                  // the folder they lie in; "" when they do not, or for whom it is not
+}
+
+// HasFiles reports whether the model has files that this server could fetch at all.
+func (p ModelPage) HasFiles() bool { return p.Record.SourceType != registry.SourceExternal }
+
+// Remote reports whether the files come from elsewhere, so that they can be fetched.
+func (p ModelPage) Remote() bool {
+	return p.HasFiles() && p.Record.SourceType != registry.SourceLocal
+}
+
+// Here reports whether the model's files are on this machine at the revision that was last seen.
+func (p ModelPage) Here() bool {
+	a := p.Files.Known
+	if a == nil {
+		return false
+	}
+	if p.Record.SourceType == registry.SourceLocal {
+		return a.Problem == nil
+	}
+	return (a.Fetched != "" && a.Fetched == a.Revision) || (a.Bytes > 0 && p.Files.OnDisk >= a.Bytes)
+}
+
+// FilesStatus is whether the files are here, as a dot and a word.
+func (p ModelPage) FilesStatus() Status {
+	a, f := p.Files.Known, p.Files.Fetch
+	switch {
+	case f != nil && f.State == registry.OperationPaused:
+		return Status{"wait", "Paused"}
+	case f != nil && f.Stalled():
+		return Status{"wait", "Not moving"}
+	case f != nil:
+		if n := f.Percent(); n > 0 {
+			return Status{"busy", fmt.Sprintf("Fetching %d%%", n)}
+		}
+		return Status{"busy", "Fetching"}
+	case a != nil && a.Changed != "":
+		return Status{"wait", "Changed on disk"}
+	case p.Here():
+		return Status{"ready", "On this machine"}
+	case a != nil && a.Problem != nil:
+		return Status{"failed", "Cannot be had"}
+	case a != nil && a.Fetched != "":
+		return Status{"wait", "An older revision is here"}
+	case a == nil:
+		return Status{"", "Not looked at yet"}
+	}
+	return Status{"", "Not fetched"}
+}
+
+// FilesList is what is known of the files, as names and values.
+func (p ModelPage) FilesList() []Fact {
+	a := p.Files.Known
+	if a == nil {
+		return nil
+	}
+	var out []Fact
+	if a.Bytes > 0 {
+		note := ""
+		if !p.Here() {
+			note = onDisk(a.Source, p.Files.OnDisk, a.Bytes)
+		}
+		out = append(out, Fact{Name: "Size", Value: Bytes(a.Bytes), Note: "in " + Plural(len(a.Files), "file", "files") + nonEmpty(", ", note)})
+	}
+	if a.Revision != "" && a.Source != registry.SourceLocal {
+		note := ""
+		if a.Requested != "" && a.Requested != a.Revision {
+			note = "asked for as " + a.Requested
+		}
+		out = append(out, Fact{Name: "Revision", Value: ShortRevision(a.Revision), Note: note, Mono: true})
+	}
+	if a.Fetched != "" && a.Fetched != a.Revision {
+		out = append(out, Fact{Name: "Here", Value: ShortRevision(a.Fetched), Note: "an older revision, fetched " + Ago(a.FetchedAt, p.Now), Mono: true})
+	} else if !a.FetchedAt.IsZero() && p.Remote() {
+		out = append(out, Fact{Name: "Fetched", Value: Ago(a.FetchedAt, p.Now), Note: "and verified"})
+	}
+	if a.Loaded != "" && a.Loaded != a.Revision && p.Runtime.State.HoldsMemory() {
+		out = append(out, Fact{Name: "Loaded", Value: ShortRevision(a.Loaded), Note: "reload it to use the newer files", Mono: true})
+	}
+	if !a.ResolvedAt.IsZero() {
+		out = append(out, Fact{Name: "Looked at", Value: Ago(a.ResolvedAt, p.Now)})
+	}
+	if p.Files.Where != "" {
+		out = append(out, Fact{Name: "Where", Value: p.Files.Where, Mono: true})
+	}
+	return out
+}
+
+// ChangedAdvice is what to do about files that changed on disk.
+func (p ModelPage) ChangedAdvice() string {
+	if p.Runtime.State.HoldsMemory() {
+		return "What is loaded goes on with the files as they were. Reload it to use them as they are now."
+	}
+	return "The next load reads them as they are now. Put the old ones back if that is not meant."
+}
+
+// maxFilesShown is how many files of a model its page lists.
+const maxFilesShown = 100
+
+// FileNames are the files that the card lists, and how many more there are.
+func (p ModelPage) FileNames() (shown []registry.File, more int) {
+	if p.Files.Known == nil {
+		return nil, 0
+	}
+	all := p.Files.Known.Files
+	n := min(len(all), maxFilesShown)
+	return all[:n], len(all) - n
+}
+
+// FetchLine is how a fetch goes, in one sentence.
+func (p ModelPage) FetchLine() string {
+	f := p.Files.Fetch
+	switch {
+	case f == nil:
+		return ""
+	case f.State == registry.OperationPaused:
+		if f.Outcome != "" {
+			return f.Outcome
+		}
+		return "Paused. What has arrived stays on the disk."
+	}
+	return f.StageLine()
+}
+
+// Fetching reports whether its files are being fetched without a load: the model can still be loaded meanwhile.
+func (p ModelPage) Fetching() bool {
+	return p.Operation == nil && p.Files.Fetch != nil && p.Status == registry.StatusFetching
+}
+
+// CanFetch reports whether a fetch is offered: there is something to bring here, and nobody does it yet.
+func (p ModelPage) CanFetch() bool {
+	return p.Can.Load && p.Remote() && p.Usable() && p.Files.Fetch == nil && p.Operation == nil && !p.Here()
+}
