@@ -2,7 +2,6 @@ package cli
 
 import (
 	stdbytes "bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/llamacpp"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/transformers"
 	"github.com/industriverse/llmmodelmanager/internal/manager"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
@@ -513,7 +513,7 @@ func (c *engineLsCmd) Run(e *env) error {
 }
 
 type engineInstallCmd struct {
-	Name string `arg:"" help:"The engine: llamacpp." enum:"llamacpp"`
+	Name string `arg:"" help:"The engine: llamacpp or transformers." enum:"llamacpp,transformers"`
 	Dir  string `help:"Where to install it." type:"path" placeholder:"DIR"`
 }
 
@@ -522,12 +522,15 @@ func (c *engineInstallCmd) Run(e *env) error {
 	if dir == "" {
 		dir = engineDir(defaultDataDir())
 	}
-	l := llamacpp.New(llamacpp.Options{SearchDirs: []string{dir}})
-	var inst interface {
-		Install(context.Context, string, func(registry.Progress)) error
-	} = l
+	var l interface {
+		loaders.Loader
+		manager.Installer
+	} = llamacpp.New(llamacpp.Options{SearchDirs: []string{dir}})
+	if c.Name == transformers.Name {
+		l = transformers.New(transformers.Options{SearchDirs: []string{dir}})
+	}
 	last, shown := "", time.Time{}
-	err := inst.Install(e.ctx, dir, func(p registry.Progress) {
+	err := l.Install(e.ctx, dir, func(p registry.Progress) {
 		line := p.Msg
 		if p.Total > 0 {
 			line += fmt.Sprintf(" %d of %d", p.Done, p.Total)
@@ -546,7 +549,7 @@ func (c *engineInstallCmd) Run(e *env) error {
 	if v, err = l.Check(e.ctx); err != nil {
 		return err
 	}
-	fmt.Fprintf(e.stdout, "llama.cpp %s is ready: %s\n", v.Version, v.Path)
+	fmt.Fprintf(e.stdout, "%s %s is ready: %s\n", l.Info().Title, v.Version, v.Path)
 	return nil
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/loaders"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/fake"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/llamacpp"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/transformers"
 	"github.com/industriverse/llmmodelmanager/internal/manager"
 	"github.com/industriverse/llmmodelmanager/internal/manifest"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
@@ -37,8 +38,9 @@ type serveCmd struct {
 	AdminPassword string `help:"Makes the account admin at the first start. Better as LLMM_ADMIN_PASSWORD." placeholder:"PASSWORD"`
 	AdminToken    string `help:"Gives admin this API token. Better as LLMM_ADMIN_TOKEN." placeholder:"TOKEN"`
 
-	LlamaServer string `help:"llama.cpp's server to use. Otherwise the one on the PATH, or an installed one." placeholder:"FILE" type:"path"`
-	FakeEngine  string `help:"The test double of an engine, for trying things out." placeholder:"FILE" type:"path" hidden:""`
+	LlamaServer        string `help:"llama.cpp's server to use. Otherwise the one on the PATH, or an installed one." placeholder:"FILE" type:"path"`
+	TransformersPython string `help:"A Python that has torch and transformers. Otherwise an installed environment, or the python3 on the PATH." placeholder:"FILE"`
+	FakeEngine         string `help:"The test double of an engine, for trying things out." placeholder:"FILE" type:"path" hidden:""`
 
 	sourceFlags `embed:""`
 
@@ -171,6 +173,7 @@ func again(leave func()) {
 func (c *serveCmd) loaders(installation, engines string, log *slog.Logger) []loaders.Loader {
 	set := []loaders.Loader{
 		llamacpp.New(llamacpp.Options{Path: c.LlamaServer, SearchDirs: []string{engines}, TagPrefix: installation, Logger: log}),
+		transformers.New(transformers.Options{Python: c.TransformersPython, SearchDirs: []string{engines}, TagPrefix: installation, Logger: log}),
 	}
 	if c.FakeEngine != "" {
 		set = append(set, fake.New(fake.Options{Path: c.FakeEngine, TagPrefix: installation, Logger: log}))
