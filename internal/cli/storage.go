@@ -20,11 +20,12 @@ type fetchCmd struct {
 	remote
 	ID     string `arg:"" help:"The model's id."`
 	Detach bool   `help:"Do not wait for it." short:"d"`
+	Verify bool   `help:"Read all of it from the disk once more and compare it with its hashes."`
 }
 
 func (c *fetchCmd) Run(e *env) error {
 	var op registry.Operation
-	raw, _, err := c.post(e, modelPath(c.ID)+"/fetch", map[string]any{}, &op)
+	raw, _, err := c.post(e, modelPath(c.ID)+fmt.Sprintf("/fetch?verify=%t", c.Verify), map[string]any{}, &op)
 	if err != nil {
 		return err
 	}

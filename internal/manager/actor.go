@@ -52,6 +52,7 @@ type job struct {
 	rec    registry.Record
 	opts   LoadOptions
 	cancel context.CancelFunc
+	verify bool   // of a fetch: all files are read again at the end
 	why    string // it was cancelled; only the actor's goroutine touches it
 }
 

@@ -30,6 +30,9 @@ func resolvedArtifact(model registry.Model, before registry.ModelArtifact, snap 
 	}
 	if before.Ref == a.Ref {
 		a.Fetched, a.FetchedAt = before.Fetched, before.FetchedAt
+		if a.Revision == before.Revision {
+			a.Files = keepSums(a.Files, before.Files)
+		}
 		if a.Revision == before.Revision && before.Fetched == a.Revision {
 			a.Root, a.Main = before.Root, before.Main // where they lie, not where they came from
 		}
@@ -50,6 +53,9 @@ func (m *Manager) fetched(ctx context.Context, model registry.Model, snap source
 		}
 		a := resolvedArtifact(model, before, snap, now)
 		a.Revision, a.Files, a.Bytes, a.Facts = art.Revision, art.Files, art.Bytes, art.Facts
+		if before.Ref == key && before.Revision == art.Revision {
+			a.Files = keepSums(a.Files, before.Files)
+		}
 		a.Root, a.Main = rootOf(snap, art)
 		a.Fetched, a.FetchedAt = art.Revision, now
 		if before.Ref == key && before.Fetched == art.Revision && !before.FetchedAt.IsZero() {

@@ -12,6 +12,10 @@ import (
 type FetchOptions struct {
 	Actor string
 	Cause string
+	// Verify reads every file once more when all are here, and compares it with the hash that its source told or that the
+	// last such reading found. It holds until the end of the fetch or of the server. CodeConflict when a fetch without it
+	// is under way.
+	Verify bool
 }
 
 // Fetch brings a model's files to disk without loading it. It returns as soon as the operation is stored; Await waits for
@@ -70,7 +74,7 @@ func (m *Manager) ResumeOperation(ctx context.Context, id, by string) (registry.
 			return err
 		}
 		m.log.Info("A fetch goes on", "model", a.id, "operation", op.ID, "actor", by)
-		return a.beginFetch(rec, m.revive(op))
+		return a.beginFetch(rec, m.revive(op), false)
 	})
 }
 
@@ -109,6 +113,9 @@ func (a *actor) requestFetch(rec registry.Record, o FetchOptions) (registry.Oper
 		return registry.Operation{}, errClosing()
 	}
 	if a.fetch != nil {
+		if o.Verify && !a.fetch.verify {
+			return registry.Operation{}, registry.Errorf(registry.CodeConflict, "%s is being fetched right now, and what arrives is verified. Wait for its end to have all of it read again", a.id)
+		}
 		return a.fetch.track.snapshot(), nil
 	}
 	t, err := a.restingFetch()
@@ -118,7 +125,7 @@ func (a *actor) requestFetch(rec registry.Record, o FetchOptions) (registry.Oper
 	if t == nil {
 		t = a.m.newOperation(registry.OperationFetch, a.id, o.Actor, o.Cause, registry.FetchStages)
 	}
-	return t.snapshot(), a.beginFetch(rec, t)
+	return t.snapshot(), a.beginFetch(rec, t, o.Verify)
 }
 
 // restingFetch returns the model's fetch that is paused, or was interrupted and not resumed yet; nil when there is none.
@@ -136,13 +143,13 @@ func (a *actor) restingFetch() (*tracker, error) {
 }
 
 // beginFetch stores the operation and starts its work.
-func (a *actor) beginFetch(rec registry.Record, t *tracker) error {
+func (a *actor) beginFetch(rec registry.Record, t *tracker, verify bool) error {
 	if err := t.save(); err != nil {
 		a.m.live.Delete(t.op.ID)
 		return err
 	}
 	ctx, cancel := context.WithCancel(a.m.ctx)
-	j := &job{track: t, rec: rec, cancel: cancel}
+	j := &job{track: t, rec: rec, cancel: cancel, verify: verify}
 	a.fetch = j
 	a.m.goWork(func() {
 		defer cancel()
@@ -166,7 +173,11 @@ func (a *actor) fetchEnded(j *job, art registry.Artifact, err error) {
 	if n := len(art.Files); n != 1 {
 		files = fmt.Sprintf("%d files", n)
 	}
-	j.track.finish(nil, fmt.Sprintf("%s in %s are on this machine and verified.", registry.Bytes(art.Bytes), files))
+	how := "verified"
+	if j.verify {
+		how = "every byte of them was read and is as it should be"
+	}
+	j.track.finish(nil, fmt.Sprintf("%s in %s are on this machine and %s.", registry.Bytes(art.Bytes), files, how))
 }
 
 // dropFetch ends the work of a fetch and calls end with its operation. CodeBadState when it is not under way.
@@ -219,7 +230,7 @@ func (a *actor) wakeFetch(rec registry.Record) {
 	}
 	t, err := a.restingFetch()
 	if err == nil && t != nil {
-		err = a.beginFetch(rec, t)
+		err = a.beginFetch(rec, t, false)
 	}
 	if err != nil {
 		a.m.log.Error("The paused fetch of a model that is being loaded does not go on", "model", a.id, "err", err)
@@ -276,6 +287,6 @@ func (m *Manager) resumeFetch(op registry.Operation) error {
 			return err
 		}
 		m.log.Info("An interrupted fetch goes on", "model", op.Subject, "operation", op.ID)
-		return a.beginFetch(rec, m.revive(op))
+		return a.beginFetch(rec, m.revive(op), false)
 	})
 }

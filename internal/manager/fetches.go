@@ -186,8 +186,14 @@ func (m *Manager) obtain(ctx context.Context, a *actor, j *job, check func(regis
 			verifying = true
 			step(registry.TriggerVerify)
 		}
+		if j.verify && p.Stage == registry.StageVerify {
+			p.Done = 0 // it is only about to begin
+		}
 		t.report(p)
 	})
+	if err == nil && j.verify {
+		art, err = m.verifyContent(ctx, src, model, snap, art, t.report)
+	}
 	if err != nil {
 		step(failOrAbandon(ctx))
 		return art, err

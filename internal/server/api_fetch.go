@@ -17,7 +17,11 @@ func (s *Server) fetchModel(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	op, err := s.fetch(c.Request().Context(), record(c).ModelID, "asked for over the API")
+	verify, err := boolParam(c, "verify", false)
+	if err != nil {
+		return err
+	}
+	op, err := s.fetchWith(c.Request().Context(), record(c).ModelID, manager.FetchOptions{Cause: "asked for over the API", Verify: verify})
 	if err != nil {
 		return err
 	}
@@ -36,7 +40,12 @@ func (s *Server) fetchModel(c echo.Context) error {
 
 // fetch begins a fetch and writes the audit. Pages and API share it.
 func (s *Server) fetch(ctx context.Context, id, cause string) (registry.Operation, error) {
-	op, err := s.Manager.Fetch(ctx, id, manager.FetchOptions{Actor: auth.FromContext(ctx).Actor(), Cause: cause})
+	return s.fetchWith(ctx, id, manager.FetchOptions{Cause: cause})
+}
+
+func (s *Server) fetchWith(ctx context.Context, id string, o manager.FetchOptions) (registry.Operation, error) {
+	o.Actor = auth.FromContext(ctx).Actor()
+	op, err := s.Manager.Fetch(ctx, id, o)
 	s.Auth.Audit(ctx, auth.ModelFetch, "model:"+id, err, "")
 	return op, err
 }
