@@ -28,6 +28,9 @@ const (
 	sdistSHA256  = "b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e45"
 )
 
+// quantizeTool is built along, in seconds: the engine ollama converts and quantises with it.
+const quantizeTool = "llama-quantize"
+
 // cmakeFlags build the server alone, for this machine's CPU, with nothing to fetch.
 var cmakeFlags = []string{
 	"-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_TESTS=OFF",
@@ -55,7 +58,7 @@ const unity = `if(CMAKE_VERSION VERSION_GREATER_EQUAL 3.19)
 endif()
 `
 
-// Install downloads, builds and installs llama-server as dir/llamacpp/VERSION/llama-server; dir is one of the
+// Install downloads, builds and installs llama-server as dir/llamacpp/VERSION/llama-server, and llama-quantize beside it; dir is one of the
 // SearchDirs. It takes minutes. Progress is StageFetch (download), StageVerify (unpack) and StageEngine (compiler's steps,
 // n of N). It goes on where an interrupted one stopped, because the build folder, dir/build, is kept until it is done;
 // the engine's folder appears whole or not at all. When ctx ends, nothing of it runs any more. What it prints is in
@@ -304,7 +307,7 @@ func (in *installer) compile(ctx context.Context, src string) (string, error) {
 	if err := in.tool(ctx, src, args, nil); err != nil {
 		return "", buildFailed(err, "configured")
 	}
-	err := in.tool(ctx, src, []string{"cmake", "--build", out, "--target", "llama-server", "-j", strconv.Itoa(runtime.GOMAXPROCS(0))}, func(line string) {
+	err := in.tool(ctx, src, []string{"cmake", "--build", out, "--target", "llama-server", quantizeTool, "-j", strconv.Itoa(runtime.GOMAXPROCS(0))}, func(line string) {
 		m, unit, total := stepLine.FindStringSubmatch(line), registry.UnitFiles, int64(0)
 		if m != nil {
 			total, _ = strconv.ParseInt(m[2], 10, 64)
@@ -348,6 +351,9 @@ func (in *installer) place(ctx context.Context, built, final string) error {
 	prog := filepath.Join(tmp, "llama-server")
 	if err := os.Rename(built, prog); err != nil {
 		return failed(err, "The build left no program: %v", err)
+	}
+	if err := os.Rename(filepath.Join(filepath.Dir(built), quantizeTool), filepath.Join(tmp, quantizeTool)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return failed(err, "Cannot keep %s: %v", quantizeTool, err)
 	}
 	if _, err := inspect(ctx, prog); err != nil {
 		_ = os.Rename(prog, built) // the next attempt need not link again
