@@ -223,3 +223,17 @@ func TestCostOfAVocabulary(t *testing.T) {
 		t.Errorf("the facts of what is on disk are %+v", again.Facts)
 	}
 }
+
+// TestTokenizerPath: a tokenizer of somewhere else counts, and is said not to come with the model.
+func TestTokenizerPath(t *testing.T) {
+	r := newRig(t, hubtest.Options{})
+	r.hub.Put(t, "org/bare", map[string][]byte{"config.json": []byte(sourcetest.LlamaConfig), "model.safetensors": sourcetest.Safetensors(sourcetest.STTensor{Name: "model.norm.weight", DType: "F32", Shape: []int64{4}, Data: make([]byte, 16)})})
+	ref := safetensors("org/bare")
+	if f := r.resolve(r.source, ref).Facts; f.Tokenizer || !strings.Contains(strings.Join(f.Notes, " "), "set tokenizer_path") {
+		t.Errorf("%+v", f)
+	}
+	ref.Tokenizer = "org/words"
+	if f := r.resolve(r.source, ref).Facts; !f.Tokenizer || !strings.Contains(strings.Join(f.Notes, " "), "neither checked nor fetched") {
+		t.Errorf("%+v", f)
+	}
+}

@@ -204,6 +204,7 @@ func (s *Source) compose(ctx context.Context, f *found) (sources.Snapshot, error
 	facts.Code = facts.Code || slices.Contains(f.tags, "custom_code")
 	if f.ref.Tokenizer != "" {
 		facts.Tokenizer = true
+		facts.Notes = append(facts.Notes, "tokenizer_path is given to the engine as it is: it is neither checked nor fetched with the model.")
 	}
 	if !facts.Tokenizer && err == nil {
 		facts.Notes = append(facts.Notes, "No tokenizer was found; set tokenizer_path if it is somewhere else.")
