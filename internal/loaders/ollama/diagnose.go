@@ -52,7 +52,7 @@ var causes = []httpengine.Cause{
 		Msg: "Ollama does not have the model $1", Hint: "Fetch it again; somebody may have deleted it from Ollama's folder."},
 	{Kind: registry.FailureMissingFile, Pattern: regexp.MustCompile(`(?i)open (\S+): (?:no such file or directory|permission denied)`),
 		Msg: "Ollama cannot read $1", Hint: "Put the file back, or let the user that runs Ollama read it; fetch the model again if it was deleted."},
-	{Kind: registry.FailureCorruptFile, Pattern: regexp.MustCompile(`data is not within the file bounds|model is corrupted or incomplete`),
+	{Kind: registry.FailureCorruptFile, Pattern: regexp.MustCompile(`data is not within the file bounds|model is corrupted or incomplete|exceeds file size`),
 		Msg: "The weights are damaged or incomplete: the file is shorter than its header says", Hint: "Fetch or copy it again."},
 	{Kind: registry.FailureCorruptFile, Pattern: regexp.MustCompile(`(?i)invalid magic|invalid file magic|not in GGUF format|unsupported model format|failed to read magic|invalid GGUF|tensor '[^']*' has (?:invalid|offset)|wrong number of tensors|missing tensor '|unexpected EOF|^EOF$|invalid JSON header|digest mismatch`),
 		Msg: "The weights are not whole, or not what their name says", Hint: "Check that source_path names weights and not, for example, a web page that was saved under their name; fetch them again."},

@@ -3,7 +3,7 @@
 //
 // Of its own it runs one for each instance: a child process on a private port, with a folder of models that holds this
 // one model and nothing else, see view. So a model's processes, memory, log and end are its own, as with the other
-// engines; docs/adr/0007 says why. A server that somebody else runs is shared by all: see shared.
+// engines; docs/adr/0009 says why. A server that somebody else runs is shared by all: see shared.
 //
 // An Ollama asks nobody for a key. The child listens on 127.0.0.1 alone, but every user of this machine may talk to it
 // while the model is loaded; they can use the model, and delete nothing but links in the instance's own folder.

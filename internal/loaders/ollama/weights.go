@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -81,6 +82,11 @@ func (l *Loader) weightsOf(spec loaders.LoadSpec) (weights, error) {
 	if err != nil {
 		return w, err
 	}
+	for _, p := range slices.Concat([]string{main}, parts, projectors) {
+		if err := checkMagic(p); err != nil {
+			return w, err
+		}
+	}
 	if w.quantize != "" {
 		switch strings.ToLower(a.Facts.DType) {
 		case "f16", "bf16", "f32":
@@ -110,6 +116,21 @@ func (l *Loader) weightsOf(spec loaders.LoadSpec) (weights, error) {
 		w.layers = append(w.layers, ly)
 	}
 	return w, nil
+}
+
+// checkMagic reads whether a file begins as GGUF does. Ollama would take one that does not for a model that does nothing.
+func checkMagic(path string) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return failedWith(err, path)
+	}
+	defer func() { _ = file.Close() }() // only read from
+	magic := make([]byte, 4)
+	if _, err := io.ReadFull(file, magic); err == nil && string(magic) == "GGUF" {
+		return nil
+	}
+	f := &registry.Failure{Kind: registry.FailureCorruptFile, Msg: path + " is not a GGUF file", Hint: "Check that source_path names a .gguf file and not, for example, a web page that was saved under its name; fetch it again."}
+	return &registry.Error{Code: registry.CodeLoadingFailed, Op: "ollama.Load", Msg: f.Msg, Failure: f}
 }
 
 // fileLayer names a file as a blob. In a folder that is the instance's own a digest is a name and nothing else, so that a
