@@ -67,13 +67,15 @@ func (m *Manager) stored(ctx context.Context, t registry.SourceType, k sources.K
 		return nil, err
 	}
 	list = slices.Clone(list)
+	borrowers, err := m.borrowers(ctx, list)
+	if err != nil {
+		return nil, err
+	}
 	for i := range list {
 		a := &list[i]
 		a.Source, a.Models, a.InUse = t, nil, false
-		for _, u := range users[m.shelfOf(t, a.Path)] {
-			if !u.uses(a.Revision) {
-				continue
-			}
+		own := slices.DeleteFunc(slices.Clone(users[m.shelfOf(t, a.Path)]), func(u user) bool { return !u.uses(a.Revision) })
+		for _, u := range slices.Concat(own, borrowers[i]) {
 			a.Models = append(a.Models, u.id)
 			a.InUse = a.InUse || u.busy
 			if u.used.After(a.UsedAt) {
