@@ -222,8 +222,8 @@ func (in *Instance) await(ctx context.Context, rep *reporter) error {
 			case ctx.Err() != nil:
 				return ctx.Err()
 			case preparing && a.code != http.StatusOK:
-				if e := registry.AsError(a.err); e.Failure != nil {
-					f := *e.Failure
+				if failure := registry.AsError(a.err).Failure; failure != nil {
+					f := *failure
 					f.LogTail = in.proc.Tail(TailLines)
 					if d := in.cfg.Diagnose(f.LogTail, process.Exit{}); f.Kind == "" && d.Msg != "" {
 						f.Kind, f.Msg, f.Hint = d.Kind, d.Msg, d.Hint

@@ -159,7 +159,7 @@ func clone(from, to string) error {
 		return err
 	}
 	defer func() { _ = in.Close() }()                                     // only read from
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) //nolint:gosec // a blob is for everybody
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}
@@ -267,7 +267,7 @@ func place(from, to string) error {
 // lock keeps fetches and deletions of the source ollama out of the folder for a moment.
 func (l *Loader) lock(ctx context.Context) (func(), error) {
 	path := filepath.Join(l.o.ModelsDir, "blobs", ownFolder, lockName)
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644) //nolint:gosec // others of the folder's group lock it, too
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, err
 	}

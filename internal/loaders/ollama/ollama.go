@@ -128,7 +128,7 @@ func (l *Loader) Recover(ctx context.Context, h registry.Handle) (loaders.Instan
 	if err != nil {
 		return nil, err
 	}
-	return newChild(in)
+	return newChild(in), nil
 }
 
 // config is what all of our children have in common.
@@ -169,7 +169,7 @@ func (l *Loader) loadChild(ctx context.Context, prog program, spec loaders.LoadS
 	if err != nil {
 		return nil, err
 	}
-	return newChild(in)
+	return newChild(in), nil
 }
 
 // load makes Ollama load a model and keep it. An error that a server gave is a *registry.Error; any other says that the
@@ -274,8 +274,8 @@ type child struct {
 	api *api.Client
 }
 
-func newChild(in *httpengine.Instance) (*child, error) {
-	return &child{in: in, api: clientOf(in.Endpoint().BaseURL)}, nil
+func newChild(in *httpengine.Instance) *child {
+	return &child{in: in, api: clientOf(in.Endpoint().BaseURL)}
 }
 
 func (c *child) Handle() registry.Handle        { return c.in.Handle() }

@@ -1,6 +1,7 @@
 package ollama
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"net/url"
@@ -159,7 +160,7 @@ func TestParamsAreOllamas(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if string(before) == string(after) && known[name] != float64(1) {
+		if bytes.Equal(before, after) && known[name] != float64(1) {
 			t.Errorf("Ollama does not know %s", name)
 		}
 	}
@@ -227,7 +228,7 @@ func TestDiagnose(t *testing.T) {
 	if f := diagnose([]string{"out of memory"}, process.Exit{Known: true, Signal: 9}); f.Msg != "" {
 		t.Errorf("the log of one that was killed explains nothing: %+v", f)
 	}
-	if err := explain(&url.Error{Op: "Post", URL: "http://x", Err: errors.New("refused")}); registry.AsError(err).Failure != nil {
+	if f := registry.AsError(explain(&url.Error{Op: "Post", URL: "http://x", Err: errors.New("refused")})).Failure; f != nil {
 		t.Error("a broken connection is no failure of the model")
 	}
 }

@@ -326,7 +326,8 @@ func (l *Loader) fromLibrary(a registry.Artifact, m registry.Model) (weights, er
 		return w, &registry.Error{Code: registry.CodeInvalid, Op: "ollama.Load", Msg: "Models of an Ollama library are quantised already", Fields: []registry.FieldError{{
 			Field: "quantization_bits", Msg: "has no effect on a model of an Ollama library; leave it out and choose a tag, such as llama3.2:3b-instruct-q8_0"}}}
 	}
-	return w, w.take(dir, man)
+	err = w.take(dir, man)
+	return w, err
 }
 
 // take makes the layers of a manifest in dir the model's own.
