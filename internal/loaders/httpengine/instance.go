@@ -113,6 +113,10 @@ func (in *Instance) get(ctx context.Context, path string) (int, error) {
 	return in.do(ctx, http.MethodGet, path, nil)
 }
 
+// Post sends a command to the engine and returns the status, with an error that quotes the answer for all but 200. It
+// is for what an engine understands beside the OpenAI API.
+func (in *Instance) Post(ctx context.Context, a API) (int, error) { return in.post(ctx, a) }
+
 func (in *Instance) post(ctx context.Context, a API) (int, error) {
 	b, err := json.Marshal(a.Body)
 	if err != nil {

@@ -1,0 +1,117 @@
+package vllm
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/industriverse/llmmodelmanager/internal/loaders/httpengine"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/openaitest"
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+)
+
+// standIn makes this test binary a vLLM: it understands the command line and answers the endpoints that the loader uses, and
+// prints what version 0.32.0 prints. A file named fault beside the weights says how it fails.
+func standIn(args []string) int {
+	if args[0] == "--version" {
+		fmt.Println("0.32.0+cpu")
+		return 0
+	}
+	model := args[1]
+	fl := flag.NewFlagSet("vllm", flag.ContinueOnError)
+	host, port := fl.String("host", "", ""), fl.Int("port", 0, "")
+	name := fl.String("served-model-name", "", "")
+	for _, s := range []string{"max-model-len", "dtype", "kv-cache-dtype", "quantization", "max-num-seqs", "max-num-batched-tokens", "seed", "runner", "tokenizer", "tensor-parallel-size", "gpu-memory-utilization"} {
+		fl.String(s, "", "")
+	}
+	sleeps := fl.Bool("enable-sleep-mode", false, "")
+	for _, s := range []string{"enforce-eager", "no-enable-prefix-caching", "trust-remote-code"} {
+		fl.Bool(s, false, "")
+	}
+	if err := fl.Parse(args[2:]); err != nil {
+		return 2
+	}
+	fault, err := os.ReadFile(filepath.Join(model, "fault"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		fmt.Println(err)
+		return 1
+	}
+	switch f := strings.TrimSpace(string(fault)); {
+	case f == "exit":
+		return 3
+	case f == "stubborn":
+		signal.Ignore(syscall.SIGTERM)
+		child := exec.Command("sleep", "600")
+		if err := child.Start(); err != nil {
+			return 1
+		}
+	case f != "":
+		fmt.Println("(EngineCore pid=1) INFO engine core starts")
+		fmt.Println(f)
+		return 1
+	}
+	listener, err := net.Listen("tcp", fmt.Sprintf("%s:%d", *host, *port))
+	if err != nil {
+		fmt.Println("OSError: [Errno 98] Address already in use")
+		return 1
+	}
+	var loaded, asleep atomic.Bool
+	service := &openaitest.Service{Key: os.Getenv("VLLM_API_KEY"), Models: []string{*name}}
+	if fl.Lookup("runner").Value.String() == "pooling" {
+		service.APIs = []registry.API{registry.APIEmbeddings}
+	}
+	service.Fault = func(w http.ResponseWriter, r *http.Request) bool {
+		dev := *sleeps && os.Getenv("VLLM_SERVER_DEV_MODE") == "1"
+		switch path := r.URL.Path; {
+		case !loaded.Load():
+			openaitest.Problem(w, http.StatusServiceUnavailable, "loading")
+		case dev && path == "/sleep" && r.URL.Query().Get("level") != "":
+			asleep.Store(true)
+		case dev && path == "/wake_up":
+			asleep.Store(r.URL.Query().Get("tags") == "weights")
+		case dev && path == "/is_sleeping":
+			_, _ = fmt.Fprintf(w, `{"is_sleeping":%t}`, asleep.Load())
+		case dev && (path == "/collective_rpc" || path == "/reset_prefix_cache"):
+		case asleep.Load() && strings.HasPrefix(path, "/v1/"):
+			openaitest.Problem(w, http.StatusInternalServerError, "asleep")
+		default:
+			return false
+		}
+		return true
+	}
+	if dir := os.Getenv("VLLM_RPC_BASE_PATH"); dir != "" { // what zmq leaves when it is killed
+		if err := os.WriteFile(filepath.Join(dir, "5a3c-socket"), nil, 0o600); err != nil {
+			fmt.Println(err)
+		}
+	}
+	go func() {
+		fmt.Println("(EngineCore pid=1) INFO [gpu_model_runner.py:1] Starting to load model " + model)
+		for i := range 5 {
+			fmt.Printf("Loading safetensors checkpoint shards:  %d%% Completed | %d/4 [00:00<00:00, 41.23it/s]\n", i*25, i)
+			time.Sleep(10 * time.Millisecond) // loading takes time; a test kills within it
+		}
+		fmt.Println("INFO Loading weights took 0.03 seconds")
+		loaded.Store(true)
+	}()
+	term := make(chan os.Signal, 1)
+	if strings.TrimSpace(string(fault)) != "stubborn" {
+		signal.Notify(term, syscall.SIGTERM)
+	}
+	go func() { fmt.Println(http.Serve(listener, service)) }() //nolint:gosec // a stand-in for tests
+	<-term
+	return 0
+}
+
+func completion() httpengine.API {
+	return httpengine.API{Path: "/v1/completions", Body: map[string]any{"model": "org/model", "prompt": "Hi"}}
+}
