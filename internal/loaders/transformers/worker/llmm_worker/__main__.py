@@ -15,6 +15,8 @@ import traceback
 
 from .control import Control, Failure
 
+log = logging.getLogger("llmm.worker")
+
 
 def main():
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -43,6 +45,7 @@ async def serve(settings, key, control):
         traceback.print_exc()
         return failed(control, Failure("crash", f"The worker failed: {type(e).__name__}: {str(e).splitlines()[0][:300] if str(e) else ''}", "The log has the whole traceback."))
     await stop.wait()
+    log.info("ended with %s", json.dumps(server.memory()))
     await server.close()
     return 0
 
@@ -74,6 +77,7 @@ async def start(settings, key, control, loop, stop):
     params = settings.get("params", {})
     engine = generate.Engine(loaded, int(params.get("max_batch_size") or 8), int(params.get("max_batch_tokens") or 65536))
     server.ready(loaded, engine)
+    log.info("loaded %s", json.dumps(loaded.report()))
     control.ready()
     return server, True
 

@@ -123,10 +123,15 @@ class Loaded:
             "transformers": transformers.__version__,
             "seconds": {k: round(v, 3) for k, v in self.seconds.items()},
         }
-        if torch.cuda.is_available() and any(p.is_cuda for p in self.model.parameters()):
-            out["cuda_allocated"] = sum(torch.cuda.memory_allocated(i) for i in range(torch.cuda.device_count()))
-            out["cuda_reserved"] = sum(torch.cuda.memory_reserved(i) for i in range(torch.cuda.device_count()))
-        return out
+        return {**out, **self.memory()}
+
+    def memory(self):
+        """Bytes that torch holds on the GPUs; {} on the CPU."""
+        if not any(p.is_cuda for p in self.model.parameters()):
+            return {}
+        gpus = range(torch.cuda.device_count())
+        return {"cuda_allocated": sum(torch.cuda.memory_allocated(i) for i in gpus), "cuda_reserved": sum(torch.cuda.memory_reserved(i) for i in gpus),
+                "cuda_reserved_peak": sum(torch.cuda.max_memory_reserved(i) for i in gpus)}
 
 
 def read_json(path):

@@ -91,6 +91,10 @@ class Server:
         """From now on requests are answered; until then they get 503."""
         self._loaded, self._engine = loaded, engine
 
+    def memory(self):
+        """Requests answered and bytes of GPU memory: now, and at most since the start."""
+        return {"served": self.served, **(self._loaded.memory() if self._loaded else {})}
+
     async def listen(self, host, port):
         """Opens the port. Raises OSError when it is taken."""
         loop = asyncio.get_running_loop()
