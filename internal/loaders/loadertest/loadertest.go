@@ -33,6 +33,9 @@ type Harness struct {
 	Stubborn func() loaders.LoadSpec
 	// Kills is how many times an engine is killed, and a load cancelled, at a random moment.
 	Kills int
+	// Remote is true for a loader of services elsewhere: there is no process to kill, no port of ours, no file, and the
+	// loader is a Reconnector.
+	Remote bool
 	// Span is about how long a load takes, and so the time within which it is killed.
 	Span time.Duration
 }
@@ -62,6 +65,9 @@ func Run(t *testing.T, h Harness) {
 		{"PortsAreNotShared", portsAreNotShared}, {"MissingFile", missingFile}, {"UnknownParameter", unknownParameter}, {"Recovers", recovers},
 		{"RecoverRefusesStrangers", recoverRefusesStrangers}, {"SurvivesTheManager", survivesTheManager},
 	} {
+		if h.Remote && slices.Contains(ofProcesses, c.name) {
+			continue
+		}
 		t.Run(c.name, func(t *testing.T) {
 			leaks := goleak.IgnoreCurrent()
 			c.check(t, s)
@@ -70,6 +76,9 @@ func Run(t *testing.T, h Harness) {
 		})
 	}
 }
+
+// ofProcesses are the checks that have no meaning where nothing of ours runs.
+var ofProcesses = []string{"KillIsNoticed", "KillAtRandom", "PortsAreNotShared", "MissingFile", "RecoverRefusesStrangers", "SurvivesTheManager"}
 
 // attempt is one load with all that was reported about it.
 type attempt struct {
