@@ -3,6 +3,7 @@ package ollama_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -45,6 +46,30 @@ func TestConverts(t *testing.T) {
 	left, err := filepath.Glob(filepath.Join(models, "blobs", ".llmm", "convert-*"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left: %v %v", left, err)
+	}
+}
+
+// TestEmbeds: an encoder is converted, and answers embeddings and nothing else.
+func TestEmbeds(t *testing.T) {
+	program, _ := engine(t)
+	dir := tinyEncoder(t)
+	sp := tinySpec(dir, 0)
+	sp.Artifact.Facts = registry.Facts{Format: registry.FormatSafetensors, Architecture: "BertModel", Embedding: true, ContextLength: 128, WeightBytes: sp.Artifact.Bytes}
+	in, _ := loadIt(t, ollama.New(ollama.Options{Path: program, ModelsDir: t.TempDir(), TagPrefix: tag(t)}), &sp)
+	if ep := in.Endpoint(); len(ep.APIs) != 1 || ep.APIs[0] != registry.APIEmbeddings || ep.ContextLength != 128 {
+		t.Errorf("endpoint %+v", ep)
+	}
+	var got struct {
+		Data []struct {
+			Embedding []float64 `json:"embedding"`
+		} `json:"data"`
+	}
+	ask(t, in, "/v1/embeddings", map[string]any{"model": in.Endpoint().Model, "input": []string{"hello world", "two"}}, &got)
+	if len(got.Data) != 2 || len(got.Data[0].Embedding) != 64 || slices.Equal(got.Data[0].Embedding, got.Data[1].Embedding) {
+		t.Errorf("it answers %+v", got)
+	}
+	if err := in.Health(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -111,6 +136,11 @@ func TestBadFolders(t *testing.T) {
 		"index names an absent file": {func(t *testing.T, dir string) {
 			writeJSON(t, filepath.Join(dir, "model.safetensors.index.json"), map[string]any{"weight_map": map[string]string{"lm_head.weight": "model-00002-of-00002.safetensors"}})
 		}, registry.FailureMissingFile, "model-00002-of-00002.safetensors"},
+		"only PyTorch files": {func(t *testing.T, dir string) {
+			if err := os.Rename(filepath.Join(dir, "model.safetensors"), filepath.Join(dir, "pytorch_model.bin")); err != nil {
+				t.Fatal(err)
+			}
+		}, registry.FailureMissingFile, "PyTorch"},
 		"no weights": {func(t *testing.T, dir string) { remove(t, dir, "model.safetensors") }, registry.FailureMissingFile, "no weights"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -1,5 +1,6 @@
-// Package ollama is the loader of Ollama: GGUF weights, names of an Ollama library, and folders of safetensors or PyTorch
-// weights that Ollama converts. It uses the server that the admin names, and runs an Ollama of its own otherwise.
+// Package ollama is the loader of Ollama: GGUF weights, names of an Ollama library, and folders of safetensors that
+// Ollama converts. It converts no PyTorch files, although its documents say so: the server of 0.33 takes only the other two,
+// and its reader of them mistakes shapes. It uses the server that the admin names, and runs an Ollama of its own otherwise.
 //
 // Of its own it runs one for each instance: a child process on a private port, with a folder of models that holds this
 // one model and nothing else, see view. So a model's processes, memory, log and end are its own, as with the other
@@ -74,7 +75,7 @@ func (l *Loader) Info() loaders.Info {
 	return loaders.Info{
 		Name: Name, Title: "Ollama",
 		Sources:  []registry.SourceType{registry.SourceOllama, registry.SourceLocal, registry.SourceHuggingFace, registry.SourceS3},
-		Formats:  []registry.Format{registry.FormatGGUF, registry.FormatSafetensors, registry.FormatTransformersPT},
+		Formats:  []registry.Format{registry.FormatGGUF, registry.FormatSafetensors},
 		Devices:  []registry.Device{registry.DeviceCPU, registry.DeviceCUDA},
 		APIs:     []registry.API{registry.APIChat, registry.APICompletions, registry.APIEmbeddings},
 		Params:   params.Infos(table),

@@ -144,3 +144,63 @@ func tinySpec(dir string, bits int) loaders.LoadSpec {
 		Model: registry.Model{ModelID: "tiny/llama", SourceType: registry.SourceLocal, SourcePath: dir, ModelFormat: registry.FormatSafetensors, QuantizationBits: bits,
 			CustomLoaderParams: map[string]any{"num_thread": int64(1)}}}
 }
+
+// tinyEncoder writes a BERT as sentence-transformers saves one.
+func tinyEncoder(t *testing.T) string {
+	t.Helper()
+	const hidden, inner, layers = 64, 128, 2
+	dir := t.TempDir()
+	tokens := []string{"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "two", "hi", "hello", "world", "##s", "a", "b", "c", ".", ","}
+	rnd := rand.New(rand.NewPCG(3, 4))
+	random := func(shape ...int) tensor {
+		n := 1
+		for _, s := range shape {
+			n *= s
+		}
+		b := make([]byte, 0, 2*n)
+		for range n {
+			b = binary.LittleEndian.AppendUint16(b, uint16(math.Float32bits(float32(rnd.NormFloat64()*0.1))>>16))
+		}
+		return tensor{shape, b}
+	}
+	tensors := map[string]tensor{}
+	both := func(name string, shape ...int) {
+		tensors[name+".weight"], tensors[name+".bias"] = random(shape...), random(shape[0])
+	}
+	for name, rows := range map[string]int{"word": len(tokens), "position": 128, "token_type": 2} {
+		tensors["embeddings."+name+"_embeddings.weight"] = random(rows, hidden)
+	}
+	both("embeddings.LayerNorm", hidden)
+	for i := range layers {
+		at := fmt.Sprintf("encoder.layer.%d.", i)
+		for _, name := range []string{"attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"} {
+			both(at+name, hidden, hidden)
+		}
+		both(at+"attention.output.LayerNorm", hidden)
+		both(at+"intermediate.dense", inner, hidden)
+		both(at+"output.dense", hidden, inner)
+		both(at+"output.LayerNorm", hidden)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "model.safetensors"), safetensors(t, tensors), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	writeJSON(t, filepath.Join(dir, "config.json"), map[string]any{
+		"architectures": []string{"BertModel"}, "model_type": "bert", "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
+		"num_attention_heads": 4, "vocab_size": len(tokens), "max_position_embeddings": 128, "layer_norm_eps": 1e-12, "type_vocab_size": 2,
+	})
+	vocab, added := map[string]int{}, []map[string]any{}
+	for i, tok := range tokens {
+		vocab[tok] = i
+		if i < 5 {
+			added = append(added, map[string]any{"id": i, "content": tok, "special": true})
+		}
+	}
+	writeJSON(t, filepath.Join(dir, "tokenizer.json"), map[string]any{"version": "1.0", "added_tokens": added, "model": map[string]any{"type": "WordPiece", "vocab": vocab, "unk_token": "[UNK]"}})
+	writeJSON(t, filepath.Join(dir, "tokenizer_config.json"), map[string]any{"bos_token": "[CLS]", "eos_token": "[SEP]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"})
+	writeJSON(t, filepath.Join(dir, "modules.json"), []map[string]any{{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}, {"type": "sentence_transformers.models.Normalize", "path": "2_Normalize"}})
+	if err := os.Mkdir(filepath.Join(dir, "1_Pooling"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	writeJSON(t, filepath.Join(dir, "1_Pooling", "config.json"), map[string]any{"pooling_mode_mean_tokens": true})
+	return dir
+}

@@ -218,7 +218,7 @@ func ggufs(a registry.Artifact) (main string, parts, projectors []string, err er
 }
 
 // weightPatterns are the files of weights that Ollama converts, in the order in which it prefers them.
-var weightPatterns = []string{"model*.safetensors", "consolidated*.safetensors", "pytorch_model*.bin", "consolidated*.pth"}
+var weightPatterns = []string{"model*.safetensors", "consolidated*.safetensors"}
 
 // convertible returns the files of a folder that ollama create would take. tokenizer is a folder whose tokenizer is used
 // instead of the model's own.
@@ -247,7 +247,10 @@ func convertible(dir, tokenizer string) (map[string]string, error) {
 		}
 	}
 	if len(out) == 0 {
-		return nil, missing("Point source_path to a folder with model.safetensors or pytorch_model.bin, as Transformers saves them.", "There are no weights in %s that Ollama converts", dir)
+		if torch, err := filepath.Glob(filepath.Join(quoteGlob(dir), "pytorch_model*.bin")); err == nil && len(torch) > 0 {
+			return nil, missing("Load it with the engine transformers, or save it as safetensors.", "There are only PyTorch files in %s, which Ollama does not convert", dir)
+		}
+		return nil, missing("Point source_path to a folder with model.safetensors, as Transformers saves it.", "There are no weights in %s that Ollama converts", dir)
 	}
 	if err := complete(dir, out); err != nil {
 		return nil, err
