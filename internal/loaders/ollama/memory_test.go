@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders/ollama"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
@@ -98,4 +99,39 @@ func TestBadWeights(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRunnerDies: the llama-server below an Ollama is killed; the instance ends and says so, and nothing is left.
+func TestRunnerDies(t *testing.T) {
+	program, gguf := engine(t)
+	prefix := tag(t)
+	sp := spec(gguf, nil)
+	in, _ := loadIt(t, ollama.New(ollama.Options{Path: program, ModelsDir: t.TempDir(), TagPrefix: prefix}), &sp)
+	found, err := process.FindTagged(prefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed := false
+	for _, p := range found {
+		if p.PID != in.Handle().PID {
+			proc, err := os.FindProcess(p.PID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			killed = proc.Kill() == nil
+		}
+	}
+	if !killed {
+		t.Fatalf("no llama-server among %v", found)
+	}
+	select {
+	case <-in.Done():
+	case <-time.After(time.Minute):
+		t.Fatal("nobody noticed")
+	}
+	f := registry.AsError(in.Err()).Failure
+	if f == nil || f.Kind != registry.FailureCrash || !strings.Contains(f.Msg, "llama-server") || len(f.LogTail) == 0 {
+		t.Errorf("Err: %v", in.Err())
+	}
+	nothingLeft(t, prefix)
 }

@@ -129,7 +129,7 @@ func (l *Loader) Recover(ctx context.Context, h registry.Handle) (loaders.Instan
 	if err != nil {
 		return nil, err
 	}
-	return newChild(in), nil
+	return l.newChild(in), nil
 }
 
 // config is what all of our children have in common.
@@ -170,7 +170,7 @@ func (l *Loader) loadChild(ctx context.Context, prog program, spec loaders.LoadS
 	if err != nil {
 		return nil, err
 	}
-	return newChild(in), nil
+	return l.newChild(in), nil
 }
 
 // load makes Ollama load a model and keep it. An error that a server gave is a *registry.Error; any other says that the
@@ -267,31 +267,6 @@ func clientOf(base string) *api.Client {
 		u = &url.URL{Scheme: "http", Host: "127.0.0.1:0"}
 	}
 	return api.NewClient(u, straight)
-}
-
-// child is a model in an Ollama of its own. It has no key: it is no loaders.Authenticator.
-type child struct {
-	in  *httpengine.Instance
-	api *api.Client
-}
-
-func newChild(in *httpengine.Instance) *child {
-	return &child{in: in, api: clientOf(in.Endpoint().BaseURL)}
-}
-
-func (c *child) Handle() registry.Handle        { return c.in.Handle() }
-func (c *child) Endpoint() registry.Endpoint    { return c.in.Endpoint() }
-func (c *child) Done() <-chan struct{}          { return c.in.Done() }
-func (c *child) Err() error                     { return c.in.Err() }
-func (c *child) Stop(ctx context.Context) error { return c.in.Stop(ctx) }
-
-// Health asks Ollama whether it has the model loaded. CodeUnavailable if it does not, or does not answer.
-func (c *child) Health(ctx context.Context) error {
-	if err := c.in.Health(ctx); err != nil {
-		return err
-	}
-	_, err := listed(ctx, c.api, c.in.Endpoint().Model)
-	return err
 }
 
 // listed returns what ps says of a loaded model. CodeUnavailable when it is not loaded, or the server does not answer.
