@@ -118,7 +118,7 @@ func harness(path string) loadertest.Harness {
 	return loadertest.Harness{
 		New:   func(tag string) loaders.Loader { return transformers.New(options(tag)) },
 		Spec:  func() loaders.LoadSpec { return spec(path, nil) },
-		Kills: 3, Span: 8 * time.Second,
+		Kills: 2, Span: 6 * time.Second,
 	}
 }
 
@@ -129,11 +129,14 @@ func TestConformance(t *testing.T) {
 // load fills in what the manager would and loads with the real engine.
 func load(t *testing.T, s loaders.LoadSpec) (loaders.Instance, error) {
 	t.Helper()
-	in, _, err := loadWith(t, transformers.New(options(tagOf())), s)
+	in, _, err := loadWith(t, transformers.New(options(tagOf(t))), s)
 	return in, err
 }
 
-func tagOf() string { return fmt.Sprintf("transformerstest-%d", os.Getpid()) }
+// tagOf is a test's own, so that tests that run beside each other do not see each other's workers.
+func tagOf(t *testing.T) string {
+	return fmt.Sprintf("transformerstest-%d-%s", os.Getpid(), strings.NewReplacer("/", "-", " ", "-").Replace(t.Name()))
+}
 
 func loadWith(t *testing.T, l *transformers.Loader, s loaders.LoadSpec) (loaders.Instance, []registry.Progress, error) {
 	t.Helper()
@@ -151,7 +154,7 @@ func loadWith(t *testing.T, l *transformers.Loader, s loaders.LoadSpec) (loaders
 				t.Error(err)
 			}
 		}
-		if left, err := process.FindTagged(tagOf()); err != nil || len(left) > 0 {
+		if left, err := process.FindTagged(tagOf(t)); err != nil || len(left) > 0 {
 			t.Errorf("left: %v, %v", left, err)
 		}
 		if entries, err := os.ReadDir(s.Dir); err != nil || len(entries) > 0 {

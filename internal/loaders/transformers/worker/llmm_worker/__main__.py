@@ -40,6 +40,8 @@ async def serve(settings, key, control):
         if not started:
             return 0
     except Failure as e:
+        if e.kind == "crash":
+            traceback.print_exc()
         return failed(control, e)
     except Exception as e:
         traceback.print_exc()

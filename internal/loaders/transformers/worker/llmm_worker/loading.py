@@ -432,7 +432,7 @@ def explain(e, raw, what):
     if "unpickling" in low or "weights_only" in low or "weights only" in low:
         return Failure("corrupt_file", f"The weights are a pickle that holds more than tensors, and it was not run: {line}",
                        "Use a safetensors copy of the model, or convert it on a machine where you trust it.")
-    if "safetensor" in low and ("header" in low or "incomplete" in low or "buffer" in low or "deserializ" in low):
+    if type(e).__name__ == "SafetensorError" or "safetensor" in low and ("header" in low or "incomplete" in low or "deserializ" in low):
         return Failure("corrupt_file", f"{what}: a safetensors file is damaged or half copied: {line}", "Copy or download the files again.")
     if isinstance(e, (FileNotFoundError,)) or "no file named" in low or "does not appear to have a file" in low:
         return Failure("missing_file", f"{what}: {line}", "Put the missing file beside the others, or correct model_format.")

@@ -1,0 +1,257 @@
+package transformers_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"math"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/industriverse/llmmodelmanager/internal/loaders"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/transformers"
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+)
+
+func TestAnswersOfALanguageModel(t *testing.T) {
+	dir := models(t)
+	s := spec(filepath.Join(dir, "llama"), nil)
+	l := transformers.New(options(tagOf(t)))
+	in, reports, err := loadWith(t, l, s)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, strings.Join(tail(err), "\n"))
+	}
+	ep := in.Endpoint()
+	if ep.ModelClass != "LlamaForCausalLM" || ep.TokenizerClass == "" || ep.ContextLength != 512 || !slices.Equal(ep.APIs, []registry.API{registry.APIChat, registry.APICompletions}) {
+		t.Errorf("the endpoint says %+v", ep)
+	}
+	if !slices.ContainsFunc(reports, func(p registry.Progress) bool {
+		return p.Stage == registry.StageWeights && p.Unit == registry.UnitTensors && p.Done == p.Total && p.Total > 10
+	}) {
+		t.Errorf("the weights' progress is not told tensor by tensor: %+v", reports)
+	}
+	complete := func(prompt string, more map[string]any) (string, error) {
+		body := map[string]any{"model": "m", "prompt": prompt, "max_tokens": 24, "temperature": 0}
+		for k, v := range more {
+			body[k] = v
+		}
+		code, got := ask(t, in, "/v1/completions", body)
+		if code != http.StatusOK {
+			return "", fmt.Errorf("status %d: %v", code, got)
+		}
+		return got["choices"].([]any)[0].(map[string]any)["text"].(string), nil
+	}
+	prompts := []string{"a", "Once upon a time", "x y z", "héllo wörld 漢字", "1234567890", "The quick brown fox jumps"}
+	alone := map[string]string{}
+	for _, p := range prompts {
+		text, err := complete(p, nil)
+		if err != nil || text == "" {
+			t.Fatalf("%q: %q, %v", p, text, err)
+		}
+		alone[p] = text
+	}
+
+	t.Run("the same in a batch", func(t *testing.T) {
+		var wg sync.WaitGroup
+		for i := range 24 {
+			p := prompts[i%len(prompts)]
+			wg.Go(func() {
+				if text, err := complete(p, nil); err != nil || text != alone[p] {
+					t.Errorf("%q: %q in a batch, %q alone (%v)", p, text, alone[p], err)
+				}
+			})
+		}
+		wg.Wait()
+	})
+	t.Run("the reference's own text", func(t *testing.T) {
+		v, err := l.Check(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.CommandContext(t.Context(), v.Path, "-c", `
+import sys, json, torch
+from transformers import AutoModelForCausalLM as M, AutoTokenizer as T
+m, k = M.from_pretrained(sys.argv[1]), T.from_pretrained(sys.argv[1])
+x = k(sys.argv[2], return_tensors="pt")
+print(json.dumps(k.decode(m.generate(**x, max_new_tokens=24, do_sample=False)[0][x["input_ids"].shape[1]:], skip_special_tokens=True)))`,
+			s.Artifact.Path, prompts[1]).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want string
+		if err := json.Unmarshal(out, &want); err != nil || want != alone[prompts[1]] {
+			t.Errorf("got %q, transformers itself gives %q (%v)", alone[prompts[1]], want, err)
+		}
+	})
+	t.Run("a seed", func(t *testing.T) {
+		hot := map[string]any{"temperature": 1.5, "seed": 7}
+		a, err1 := complete("hi", hot)
+		b, err2 := complete("hi", hot)
+		c, err3 := complete("hi", map[string]any{"temperature": 1.5, "seed": 8})
+		if err1 != nil || err2 != nil || err3 != nil || a != b || a == c {
+			t.Errorf("%q, %q and with another seed %q (%v %v %v)", a, b, c, err1, err2, err3)
+		}
+	})
+	t.Run("a stop string", func(t *testing.T) {
+		whole := alone[prompts[1]]
+		runes := []rune(whole)
+		stop := string(runes[len(runes)/2 : len(runes)/2+2])
+		want, _, _ := strings.Cut(whole, stop)
+		if got, err := complete(prompts[1], map[string]any{"stop": stop}); err != nil || got != want {
+			t.Errorf("with stop %q: %q, want %q (%v)", stop, got, want, err)
+		}
+	})
+	t.Run("hanging up ends the work", func(t *testing.T) { hangUp(t, in) })
+	t.Run("refusals", func(t *testing.T) { refusals(t, in) })
+}
+
+// hangUp leaves a long stream after its first event and waits until nothing runs.
+func hangUp(t *testing.T, in loaders.Instance) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	auth := in.(loaders.Authenticator).Authorization()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, in.Endpoint().BaseURL+"/v1/completions",
+		strings.NewReader(`{"prompt":"x","max_tokens":500,"stream":true,"ignore_eos":true}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", auth)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if !bufio.NewScanner(resp.Body).Scan() {
+		t.Fatal("the stream did not begin")
+	}
+	running := func() int {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, in.Endpoint().BaseURL+"/stats", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", auth)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = resp.Body.Close() }()
+		var s struct{ Running, Waiting int }
+		if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
+			t.Fatal(err)
+		}
+		return s.Running + s.Waiting
+	}
+	if running() == 0 {
+		t.Skip("500 tokens were made before anybody could look") //nolint:forbidigo // nothing to cancel then
+	}
+	cancel()
+	gone := time.Now()
+	for running() > 0 {
+		if time.Since(gone) > 30*time.Second {
+			t.Fatal("the work goes on after the client has gone")
+		}
+	}
+}
+
+// refusals asks for what is not understood: each is refused by name, in the dialect's own form.
+func refusals(t *testing.T, in loaders.Instance) {
+	for name, c := range map[string]struct {
+		path  string
+		body  map[string]any
+		param string
+	}{
+		"unknown field":      {"/v1/completions", map[string]any{"prompt": "x", "nonsense": 1}, "nonsense"},
+		"temperature":        {"/v1/completions", map[string]any{"prompt": "x", "temperature": -1}, "temperature"},
+		"n":                  {"/v1/completions", map[string]any{"prompt": "x", "n": 1000}, "n"},
+		"best_of":            {"/v1/completions", map[string]any{"prompt": "x", "best_of": 4}, "best_of"},
+		"logit_bias":         {"/v1/completions", map[string]any{"prompt": "x", "logit_bias": map[string]any{"99999999": 1}}, "logit_bias"},
+		"empty prompt":       {"/v1/completions", map[string]any{"prompt": ""}, "prompt"},
+		"no prompt":          {"/v1/completions", map[string]any{}, "prompt"},
+		"strange token":      {"/v1/completions", map[string]any{"prompt": []int{99999999}}, "prompt"},
+		"too long":           {"/v1/completions", map[string]any{"prompt": strings.Repeat("x", 600)}, "prompt"},
+		"stops":              {"/v1/completions", map[string]any{"prompt": "x", "stop": 1}, "stop"},
+		"stream_options":     {"/v1/completions", map[string]any{"prompt": "x", "stream_options": map[string]any{}, "stream": 3}, "stream"},
+		"no messages":        {"/v1/chat/completions", map[string]any{"messages": []any{}}, "messages"},
+		"no role":            {"/v1/chat/completions", map[string]any{"messages": []any{map[string]any{"content": "x"}}}, "messages"},
+		"an image":           {"/v1/chat/completions", map[string]any{"messages": []any{map[string]any{"role": "user", "content": []any{map[string]any{"type": "image_url"}}}}}, "messages"},
+		"the template's own": {"/v1/chat/completions", map[string]any{"messages": []any{map[string]any{"role": "wizard", "content": "x"}}}, "messages"},
+		"a JSON schema":      {"/v1/chat/completions", map[string]any{"messages": []any{map[string]any{"role": "user", "content": "x"}}, "response_format": map[string]any{"type": "json_object"}}, "response_format"},
+		"top_logprobs alone": {"/v1/chat/completions", map[string]any{"messages": []any{map[string]any{"role": "user", "content": "x"}}, "top_logprobs": 2}, "top_logprobs"},
+	} {
+		code, got := ask(t, in, c.path, c.body)
+		e, _ := got["error"].(map[string]any)
+		if code != http.StatusBadRequest || e["param"] != c.param || e["message"] == "" {
+			t.Errorf("%s: status %d, %v; want 400 that names %s", name, code, got, c.param)
+		}
+	}
+	if code, _ := ask(t, in, "/v1/embeddings", map[string]any{"input": "x"}); code != http.StatusNotFound {
+		t.Errorf("a language model embeds: status %d", code)
+	}
+}
+
+// TestEveryKind loads one model of each kind and asks for what it can do.
+func TestEveryKind(t *testing.T) {
+	dir := models(t)
+	text := func(got map[string]any) string {
+		c := got["choices"].([]any)[0].(map[string]any)
+		return c["text"].(string)
+	}
+	for _, c := range []struct {
+		model, class, path string
+		format             registry.Format
+		body               map[string]any
+		check              func(t *testing.T, got map[string]any)
+	}{
+		{"bert", "BertForMaskedLM", "/v1/fill-mask", registry.FormatTransformersPT, map[string]any{"input": "a [MASK] c", "top_k": 3}, func(t *testing.T, got map[string]any) {
+			masks := got["data"].([]any)[0].(map[string]any)["masks"].([]any)
+			if len(masks) != 1 || len(masks[0].([]any)) != 3 {
+				t.Errorf("%v", got)
+			}
+		}},
+		{"classifier", "BertForSequenceClassification", "/v1/classify", registry.FormatSafetensors, map[string]any{"input": []string{"good", "bad"}}, func(t *testing.T, got map[string]any) {
+			sum := 0.0
+			for _, p := range got["data"].([]any)[1].(map[string]any)["scores"].(map[string]any) {
+				sum += p.(float64)
+			}
+			if math.Abs(sum-1) > 1e-5 {
+				t.Errorf("the scores sum to %v: %v", sum, got)
+			}
+		}},
+		{"bert-plain", "BertModel", "/v1/embeddings", registry.FormatSafetensors, map[string]any{"input": "hello"}, func(t *testing.T, got map[string]any) {
+			sum := 0.0
+			for _, x := range got["data"].([]any)[0].(map[string]any)["embedding"].([]any) {
+				sum += x.(float64) * x.(float64)
+			}
+			if math.Abs(sum-1) > 1e-4 {
+				t.Errorf("modules.json asks for length 1, the square is %v", sum)
+			}
+		}},
+		{"t5", "T5ForConditionalGeneration", "/v1/completions", registry.FormatSafetensors, map[string]any{"prompt": "translate", "max_tokens": 5, "temperature": 0}, func(t *testing.T, got map[string]any) { _ = text(got) }},
+		{"moe", "Qwen3MoeForCausalLM", "/v1/completions", registry.FormatSafetensors, map[string]any{"prompt": []string{"a", "bcd"}, "max_tokens": 5, "temperature": 0}, func(t *testing.T, got map[string]any) { _ = text(got) }},
+		{"mamba", "Mamba2ForCausalLM", "/v1/completions", registry.FormatSafetensors, map[string]any{"prompt": []string{"a", "bcd"}, "max_tokens": 5, "temperature": 0}, func(t *testing.T, got map[string]any) { _ = text(got) }},
+		{"llama-half", "LlamaForCausalLM", "/v1/completions", registry.FormatSafetensors, map[string]any{"prompt": "a", "max_tokens": 5}, func(t *testing.T, got map[string]any) { _ = text(got) }},
+		{"llama-sharded", "LlamaForCausalLM", "/v1/chat/completions", registry.FormatSafetensors, map[string]any{"messages": []any{map[string]any{"role": "user", "content": "x"}}, "max_tokens": 5}, func(*testing.T, map[string]any) {}},
+	} {
+		t.Run(c.model, func(t *testing.T) {
+			t.Parallel()
+			s := spec(filepath.Join(dir, c.model), nil)
+			s.Model.ModelFormat = c.format
+			in := mustLoad(t, s)
+			if got := in.Endpoint().ModelClass; got != c.class {
+				t.Errorf("the class is %s, want %s", got, c.class)
+			}
+			code, got := ask(t, in, c.path, c.body)
+			if code != http.StatusOK {
+				t.Fatalf("status %d: %v", code, got)
+			}
+			c.check(t, got)
+		})
+	}
+}

@@ -1,0 +1,179 @@
+package transformers_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/industriverse/llmmodelmanager/internal/loaders"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/transformers"
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+)
+
+// copied returns a copy of a tiny model that a test may spoil.
+func copied(t *testing.T, name string) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "model")
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join(models(t), name))); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func edit(t *testing.T, path string, change func(map[string]any)) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m map[string]any
+	if err := json.Unmarshal(b, &m); err != nil {
+		t.Fatal(err)
+	}
+	change(m)
+	if b, err = json.Marshal(m); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// evil is Python that, when it runs, leaves a file behind. A pickle of it is made by the interpreter under test.
+const evil = `
+import os, sys, torch
+class Evil:
+    def __reduce__(self): return (os.mkdir, (sys.argv[1],))
+torch.save({"bert.embeddings.word_embeddings.weight": Evil()}, sys.argv[2])
+`
+
+func TestBadModels(t *testing.T) {
+	python := func() string {
+		v, err := transformers.New(options("")).Check(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v.Path
+	}
+	ran := filepath.Join(t.TempDir(), "ran")
+	for name, c := range map[string]struct {
+		model string
+		spoil func(t *testing.T, dir string, s *loaders.LoadSpec)
+		want  registry.FailureKind
+		says  string
+	}{
+		"no config": {"llama", func(t *testing.T, dir string, _ *loaders.LoadSpec) { remove(t, dir, "config.json") }, registry.FailureMissingFile, "config.json"},
+		"an unknown architecture": {"llama", func(t *testing.T, dir string, _ *loaders.LoadSpec) {
+			edit(t, filepath.Join(dir, "config.json"), func(m map[string]any) { m["model_type"], m["architectures"] = "zebra", []string{"ZebraForCausalLM"} })
+		}, registry.FailureUnsupportedArch, "zebra"},
+		"a config that is no JSON": {"llama", func(t *testing.T, dir string, _ *loaders.LoadSpec) { write(t, filepath.Join(dir, "config.json"), "<html>") }, registry.FailureCorruptFile, "config.json"},
+		"a shard cut short": {"llama-sharded", func(t *testing.T, dir string, _ *loaders.LoadSpec) {
+			if err := os.Truncate(filepath.Join(dir, "model-00003-of-00005.safetensors"), 50000); err != nil {
+				t.Fatal(err)
+			}
+		}, registry.FailureCorruptFile, "safetensors"},
+		"an index that names absent files": {"llama-sharded", func(t *testing.T, dir string, _ *loaders.LoadSpec) { remove(t, dir, "model-00002-of-00005.safetensors") }, registry.FailureMissingFile, "model-00002-of-00005.safetensors"},
+		"no tokenizer": {"llama", func(t *testing.T, dir string, _ *loaders.LoadSpec) {
+			remove(t, dir, "tokenizer.json")
+			remove(t, dir, "tokenizer_config.json")
+		}, registry.FailureMissingFile, "tokenizer"},
+		"a tokenizer_path to nowhere": {"llama", func(_ *testing.T, _ string, s *loaders.LoadSpec) { s.Model.TokenizerPath = "/nowhere/tokenizer" }, registry.FailureMissingFile, "/nowhere/tokenizer"},
+		"a pickle with code in it": {"bert", func(t *testing.T, dir string, s *loaders.LoadSpec) {
+			s.Model.ModelFormat = registry.FormatTransformersPT
+			if out, err := exec.CommandContext(t.Context(), python(), "-c", evil, ran, filepath.Join(dir, "pytorch_model.bin")).CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+		}, registry.FailureCorruptFile, "more than tensors"},
+		"code of the model's own": {"llama", func(t *testing.T, dir string, _ *loaders.LoadSpec) {
+			edit(t, filepath.Join(dir, "config.json"), func(m map[string]any) {
+				m["model_type"], m["auto_map"] = "own", map[string]string{"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+			})
+			write(t, filepath.Join(dir, "own.py"), fmt.Sprintf("import os; os.mkdir(%q)", ran))
+		}, registry.FailureUnsupportedArch, "trust_remote_code"},
+		"no weights": {"llama", func(t *testing.T, dir string, _ *loaders.LoadSpec) { remove(t, dir, "model.safetensors") }, registry.FailureMissingFile, "safetensors"},
+		"8 bits on the CPU": {"llama", func(_ *testing.T, _ string, s *loaders.LoadSpec) { s.Model.QuantizationBits = 8 }, registry.FailureParameter, "CUDA"},
+		"cuda without a GPU": {"llama", func(_ *testing.T, _ string, s *loaders.LoadSpec) {
+			s.Device, s.GPUUUIDs = registry.DeviceCUDA, []string{"GPU-none"}
+		}, registry.FailureEngineMissing, "cuda"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := copied(t, c.model)
+			s := spec(dir, nil)
+			c.spoil(t, dir, &s)
+			_, err := load(t, s)
+			e := registry.AsError(err)
+			if e == nil || e.Failure == nil || e.Failure.Kind != c.want {
+				t.Fatalf("got %v, want %s\n%s", err, c.want, strings.Join(tail(err), "\n"))
+			}
+			if !strings.Contains(e.Failure.Msg, c.says) || e.Failure.Hint == "" {
+				t.Errorf("it says %q, hint %q", e.Failure.Msg, e.Failure.Hint)
+			}
+			if _, err := os.Stat(ran); !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal("code of the model was run")
+			}
+		})
+	}
+}
+
+func remove(t *testing.T, dir, name string) {
+	t.Helper()
+	if err := os.Remove(filepath.Join(dir, name)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestBadInterpreters names programs that are no Python, or one that lacks what is needed.
+func TestBadInterpreters(t *testing.T) {
+	dir := t.TempDir()
+	script := func(name, text string) string {
+		p := filepath.Join(dir, name)
+		if err := os.WriteFile(p, []byte("#!/bin/sh\n"+text+"\n"), 0o700); err != nil { //nolint:gosec // it is to be run
+			t.Fatal(err)
+		}
+		return p
+	}
+	versions := func(torch, transformers string) string {
+		return fmt.Sprintf(`echo '{"python": "3.11.7", "torch": %q, "cuda": "", "transformers": %q, "safetensors": "0.8.0", "site": "/"}'`, torch, transformers)
+	}
+	for name, c := range map[string]struct{ path, says string }{
+		"not there":        {filepath.Join(dir, "nothing"), "--transformers-python"},
+		"ends at once":     {script("ends", "exit 3"), "does not answer"},
+		"no torch":         {script("bare", versions("", "5.0.0")), "has no torch"},
+		"old transformers": {script("old", versions("2.9.0", "4.40.1")), "4.57 or later"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := transformers.New(transformers.Options{Python: c.path})
+			_, err := l.Check(t.Context())
+			if registry.CodeOf(err) != registry.CodeUnavailable || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("got %v, want CodeUnavailable that says %q", err, c.says)
+			}
+		})
+	}
+	t.Run("dies as a worker", func(t *testing.T) {
+		p := script("dies", `[ "$1" = -c ] && { `+versions("2.9.0+cpu", "5.0.0")+`; exit; }; echo "Traceback: it went wrong" >&2; exit 7`)
+		l := transformers.New(transformers.Options{Python: p, TagPrefix: tagOf(t), WorkerDir: t.TempDir()})
+		v, err := l.Check(t.Context())
+		if err != nil || len(v.Devices) != 1 {
+			t.Fatalf("%+v, %v", v, err)
+		}
+		_, _, err = loadWith(t, l, spec(dir, nil))
+		f := registry.AsError(err).Failure
+		if f == nil || f.Kind != registry.FailureCrash || f.ExitCode != 7 || !strings.Contains(strings.Join(f.LogTail, "\n"), "it went wrong") {
+			t.Errorf("got %v, %+v", err, f)
+		}
+	})
+}
