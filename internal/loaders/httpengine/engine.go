@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders"
@@ -53,8 +54,12 @@ type Config struct {
 	// Warmup is the tiny request whose answer means that the model works.
 	Warmup API
 
-	// HealthPath is asked while the engine starts, and by Health; "" is /health.
+	// HealthPath is asked while the engine starts, and by Health; "" is /health. An instance that is recovered keeps its own.
 	HealthPath string
+	// Asked, if not nil, is told the status of every answer of HealthPath while the engine starts; 0 when there was none.
+	Asked func(status int)
+	// StopSignal asks the engine to end; SIGTERM when 0.
+	StopSignal syscall.Signal
 	// Prepare, if not nil, is called once HealthPath answers and before Warmup, for an engine that starts empty and is told
 	// what to load. It may call report from any goroutine until it returns. An error with a registry.Failure ends the load,
 	// with the log's tail added to it, from which one without a Kind is diagnosed; any other means that the connection broke, and it is called again unless the engine
@@ -89,6 +94,9 @@ type data struct {
 	Tag       string            `json:"tag"`
 	Dir       string            `json:"dir,omitempty"`
 	Endpoint  registry.Endpoint `json:"endpoint"`
+
+	HealthPath string         `json:"health_path,omitempty"`
+	StopSignal syscall.Signal `json:"stop_signal,omitempty"`
 }
 
 // Load starts the engine, reports its progress, and returns when it has answered Warmup. Promises and errors are those
@@ -125,14 +133,14 @@ func loadOnce(ctx context.Context, cfg Config, spec loaders.LoadSpec, rep *repor
 	rep.send(registry.Progress{Stage: registry.StageEngine, Msg: "Starting " + cfg.Title})
 	cmd := cfg.Command(port.Number, key)
 	ps := process.Spec{Argv: cmd.Argv, Env: cmd.Env, Dir: spec.Dir, LogPath: spec.LogPath, Tag: cfg.TagPrefix + "/" + spec.InstanceID,
-		Goodbye: cfg.Goodbye, Logger: cfg.Logger}
+		Goodbye: cfg.Goodbye, StopSignal: cfg.StopSignal, Logger: cfg.Logger}
 	proc, err := process.Start(ps)
 	if err != nil {
 		port.Release()
 		return nil, err
 	}
 	cfg.Endpoint.BaseURL = fmt.Sprintf("http://127.0.0.1:%d", port.Number)
-	inst := newInstance(cfg, proc, port, data{Port: port.Number, Key: key, LogPath: spec.LogPath, LogOffset: proc.LogOffset(), Tag: ps.Tag, Dir: spec.Dir, Endpoint: cfg.Endpoint}, spec.InstanceID)
+	inst := newInstance(cfg, proc, port, data{Port: port.Number, Key: key, LogPath: spec.LogPath, LogOffset: proc.LogOffset(), Tag: ps.Tag, Dir: spec.Dir, Endpoint: cfg.Endpoint, HealthPath: cfg.HealthPath, StopSignal: cfg.StopSignal}, spec.InstanceID)
 	spec.Started(inst.Handle())
 	if err := inst.await(ctx, rep); err != nil {
 		kerr := inst.kill()
@@ -253,6 +261,9 @@ func (in *Instance) await(ctx context.Context, rep *reporter) error {
 			if !asking && ready {
 				ask(func() (int, error) {
 					code, err := in.get(ctx, in.cfg.healthPath())
+					if in.cfg.Asked != nil {
+						in.cfg.Asked(code)
+					}
 					if code == http.StatusOK && in.cfg.ReportPath != "" {
 						code, err = in.describe(ctx)
 					}
@@ -312,11 +323,11 @@ func Recover(ctx context.Context, cfg Config, h registry.Handle) (*Instance, err
 		return nil, gone("left a handle that cannot be read")
 	}
 	id := process.Identity{PID: h.PID, StartTicks: h.StartTicks, BootID: h.BootID}
-	proc, err := process.Attach(id, process.Spec{LogPath: d.LogPath, Tag: d.Tag, Goodbye: cfg.Goodbye, Logger: cfg.Logger}, d.LogOffset)
+	proc, err := process.Attach(id, process.Spec{LogPath: d.LogPath, Tag: d.Tag, Goodbye: cfg.Goodbye, StopSignal: d.StopSignal, Logger: cfg.Logger}, d.LogOffset)
 	if err != nil {
 		return nil, gone("has ended")
 	}
-	cfg.Endpoint = d.Endpoint
+	cfg.Endpoint, cfg.HealthPath = d.Endpoint, cmp.Or(d.HealthPath, cfg.HealthPath)
 	in := newInstance(cfg, proc, process.ClaimPort(d.Port), d, h.InstanceID)
 	if err := in.Health(ctx); err != nil {
 		select {

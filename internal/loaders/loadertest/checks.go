@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
@@ -301,6 +302,7 @@ func missingFile(t *testing.T, s *suite) {
 func unknownParameter(t *testing.T, s *suite) {
 	spec := s.Spec()
 	spec.Model.CustomLoaderParams = map[string]any{"no_such_parameter": int64(1)}
+	maps.Copy(spec.Model.CustomLoaderParams, s.Needs)
 	a := s.attempt(t, spec)
 	in, err := s.loader.Load(t.Context(), a.spec, a.report)
 	if err == nil {

@@ -29,6 +29,8 @@ type Harness struct {
 	New func(tagPrefix string) loaders.Loader
 	// Spec returns Model, Artifact and Device of a model that loads in seconds. The suite fills in the rest.
 	Spec func() loaders.LoadSpec
+	// Needs are parameters without which the loader refuses every model.
+	Needs map[string]any
 	// Stubborn, if not nil, is one whose engine ignores SIGTERM and leaves processes behind.
 	Stubborn func() loaders.LoadSpec
 	// Kills is how many times an engine is killed, and a load cancelled, at a random moment.

@@ -61,6 +61,9 @@ func checkModel(spec loaders.LoadSpec, v params.Values) error {
 	if _, ok := v.Int("sleep_level", 0); ok && sleepLevel(v) == 0 {
 		bad("custom_loader_params.sleep_level", "needs sleep_mode: true")
 	}
+	if strings.HasPrefix(spec.Model.TokenizerPath, "-") {
+		bad("tokenizer_path", "must not begin with a dash") // it would be taken for a flag
+	}
 	if n := len(spec.GPUs); n > 1 && n&(n-1) != 0 {
 		bad("gpu_ids", "must be 1, 2, 4, 8 … GPUs: vLLM splits the heads of a model evenly")
 	}
