@@ -235,7 +235,7 @@ func ParseHost(s string) (*url.URL, error) {
 	if ip := net.ParseIP(name); name == "" || ip != nil && ip.IsUnspecified() {
 		name = "127.0.0.1"
 	}
-	return &url.URL{Scheme: scheme, Host: net.JoinHostPort(name, port), Path: strings.TrimSuffix(u.Path, "/")}, nil
+	return &url.URL{Scheme: scheme, Host: net.JoinHostPort(name, port), Path: strings.TrimRight(u.Path, "/")}, nil
 }
 
 // cause is an error without the address that it was about.
