@@ -72,13 +72,17 @@ func TestBadModels(t *testing.T) {
 		"an unknown architecture": {"llama", func(t *testing.T, dir string, _ *loaders.LoadSpec) {
 			edit(t, filepath.Join(dir, "config.json"), func(m map[string]any) { m["model_type"], m["architectures"] = "zebra", []string{"ZebraForCausalLM"} })
 		}, registry.FailureUnsupportedArch, "zebra"},
-		"a config that is no JSON": {"llama", func(t *testing.T, dir string, _ *loaders.LoadSpec) { write(t, filepath.Join(dir, "config.json"), "<html>") }, registry.FailureCorruptFile, "config.json"},
+		"a config that is no JSON": {"llama", func(t *testing.T, dir string, _ *loaders.LoadSpec) {
+			write(t, filepath.Join(dir, "config.json"), "<html>")
+		}, registry.FailureCorruptFile, "config.json"},
 		"a shard cut short": {"llama-sharded", func(t *testing.T, dir string, _ *loaders.LoadSpec) {
 			if err := os.Truncate(filepath.Join(dir, "model-00003-of-00005.safetensors"), 50000); err != nil {
 				t.Fatal(err)
 			}
 		}, registry.FailureCorruptFile, "safetensors"},
-		"an index that names absent files": {"llama-sharded", func(t *testing.T, dir string, _ *loaders.LoadSpec) { remove(t, dir, "model-00002-of-00005.safetensors") }, registry.FailureMissingFile, "model-00002-of-00005.safetensors"},
+		"an index that names absent files": {"llama-sharded", func(t *testing.T, dir string, _ *loaders.LoadSpec) {
+			remove(t, dir, "model-00002-of-00005.safetensors")
+		}, registry.FailureMissingFile, "model-00002-of-00005.safetensors"},
 		"no tokenizer": {"llama", func(t *testing.T, dir string, _ *loaders.LoadSpec) {
 			remove(t, dir, "tokenizer.json")
 			remove(t, dir, "tokenizer_config.json")
@@ -96,7 +100,7 @@ func TestBadModels(t *testing.T) {
 			})
 			write(t, filepath.Join(dir, "own.py"), fmt.Sprintf("import os; os.mkdir(%q)", ran))
 		}, registry.FailureUnsupportedArch, "trust_remote_code"},
-		"no weights": {"llama", func(t *testing.T, dir string, _ *loaders.LoadSpec) { remove(t, dir, "model.safetensors") }, registry.FailureMissingFile, "safetensors"},
+		"no weights":        {"llama", func(t *testing.T, dir string, _ *loaders.LoadSpec) { remove(t, dir, "model.safetensors") }, registry.FailureMissingFile, "safetensors"},
 		"8 bits on the CPU": {"llama", func(_ *testing.T, _ string, s *loaders.LoadSpec) { s.Model.QuantizationBits = 8 }, registry.FailureParameter, "CUDA"},
 		"cuda without a GPU": {"llama", func(_ *testing.T, _ string, s *loaders.LoadSpec) {
 			s.Device, s.GPUUUIDs = registry.DeviceCUDA, []string{"GPU-none"}

@@ -207,3 +207,10 @@ func ask(t *testing.T, in loaders.Instance, path string, body any) (int, map[str
 	}
 	return resp.StatusCode, out
 }
+
+func unmarshal(t *testing.T, b []byte, into any) {
+	t.Helper()
+	if err := json.Unmarshal(b, into); err != nil {
+		t.Fatalf("%v in %.300s", err, b)
+	}
+}
