@@ -53,7 +53,7 @@ func lookKey(m registry.Model) [32]byte {
 // look returns what there is of a model, or errStillLooking with the time at which the look began when ctx ends before
 // it does. CodeBusy when too many looks are under way.
 func (b *lookups) look(ctx context.Context, m registry.Model, ask lookFunc) (registry.Lookup, time.Time, error) {
-	j, err := b.join(m, ask)
+	j, err := b.join(m, ask) //nolint:contextcheck // a look outlives who asked first: the form asks again
 	if err != nil {
 		return registry.Lookup{}, time.Time{}, err
 	}

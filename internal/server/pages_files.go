@@ -23,8 +23,8 @@ func (s *Server) fetchOf(c echo.Context, id string) (*view.Operation, error) {
 	return &op, nil
 }
 
-// fillFiles adds what is known of a model's files to its page. Where they lie on this machine is for admins, but for
-// local ones, whose source_path says it to everybody who sees the model.
+// fillFiles adds what is known of a model's files to its page. Where they lie on this machine is for admins; of local ones
+// the source_path says it already.
 func (s *Server) fillFiles(c echo.Context, v *view.ModelPage, a *registry.ModelArtifact) {
 	if a == nil {
 		return
@@ -34,7 +34,7 @@ func (s *Server) fillFiles(c echo.Context, v *view.ModelPage, a *registry.ModelA
 	if v.Facts.Format == "" {
 		v.Facts = known.Facts // from the last look, when the source cannot be asked now
 	}
-	if v.Here() && known.Fetched != "" && auth.FromContext(c.Request().Context()).Admin {
+	if v.Remote() && v.Here() && known.Fetched != "" && auth.FromContext(c.Request().Context()).Admin {
 		v.Files.Where = known.Root
 	}
 }

@@ -389,7 +389,8 @@ func (s *Server) postRoots(c echo.Context) error {
 	}
 	_, err = s.Manager.SetRootFolders(c.Request().Context(), folders)
 	s.audited(c, "setting:roots", err, folders)
-	if e := registry.AsError(err); err != nil {
+	if err != nil {
+		e := registry.AsError(err)
 		if e.Code != registry.CodeInvalid {
 			return err
 		}

@@ -42,8 +42,8 @@ func weights(t *testing.T) string {
 var listening = regexp.MustCompile(`msg="LLMModelManager is ready" address=(http://\S+)`)
 
 // serve builds and starts the real program as a newcomer has it: the guide's models file, no account. It returns its
-// address.
-func serve(t *testing.T) string {
+// address. env is added to its environment.
+func serve(t *testing.T, env ...string) string {
 	t.Helper()
 	dir := t.TempDir()
 	program := filepath.Join(dir, "llmm")
@@ -64,6 +64,7 @@ func serve(t *testing.T) string {
 			cmd.Env = append(cmd.Env, v)
 		}
 	}
+	cmd.Env = append(cmd.Env, env...)
 	if p := os.Getenv("LLMM_TEST_LLAMA_SERVER"); p != "" {
 		cmd.Env = append(cmd.Env, "LLMM_LLAMA_SERVER="+p)
 	}
@@ -234,9 +235,21 @@ func (b *tab) open(url string) {
 	b.do("open "+url, chromedp.Navigate(url))
 }
 
+// click clicks what sel finds. A live update may put another element in its place between finding and clicking; then it is
+// looked for again.
 func (b *tab) click(sel string) {
 	b.t.Helper()
-	b.do("click "+sel, chromedp.Click(chromedp.CSS(sel), chromedp.NodeVisible))
+	ctx, cancel := context.WithTimeout(b.ctx, 30*time.Second)
+	defer cancel()
+	for {
+		err := chromedp.Do(ctx, chromedp.Click(chromedp.CSS(sel), chromedp.NodeVisible))
+		if err == nil {
+			return
+		}
+		if ctx.Err() != nil || !strings.Contains(err.Error(), "Could not find node") {
+			b.t.Fatalf("click %s: %v\n%s", sel, err, b.seen())
+		}
+	}
 }
 
 // press clicks as a hand does, with a while between down and up, in which held is called.

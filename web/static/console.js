@@ -64,7 +64,7 @@ document.addEventListener("keydown", (e) => {
   if ((e.ctrlKey || e.metaKey) && e.key.toLowerCase() === "k") { e.preventDefault(); open("jump"); return; }
   if ($("#jump")?.open) { jumpKeys(e); return; }
   if (e.ctrlKey || e.metaKey || e.altKey || e.target.closest("input, textarea, select, dialog, [contenteditable]")) return;
-  const rows = $$("[data-row]");
+  const rows = $$("[data-row]").filter((r) => $("a", r));
   const at = rows.findIndex((r) => r.contains(document.activeElement));
   const go = (i) => { const a = rows[Math.max(0, Math.min(rows.length - 1, i))]?.querySelector("a"); a?.focus(); a?.scrollIntoView({ block: "nearest" }); };
   const press = (sel) => (at >= 0 ? $(sel, rows[at]) : $(`#head ${sel}, #now ${sel}`))?.click();
@@ -142,8 +142,7 @@ document.addEventListener("htmx:afterSettle", (e) => {
   if (wrong) wrong.focus(); else if (document.activeElement === document.body) $("#main")?.focus({ preventScroll: true });
 });
 
-// Live: say so when the stream is lost; keep the log at its end unless somebody scrolled up; and hold back a swap
-// while a button in it is being pressed, or the click would be lost.
+// Live: say so when the stream is lost, and keep the log at its end unless somebody scrolled up.
 document.addEventListener("htmx:sseError", () => { const o = $("#offline"); if (o) o.hidden = false; });
 document.addEventListener("htmx:sseOpen", () => { const o = $("#offline"); if (o) o.hidden = true; });
 // A browser opens six connections to a host at most: a tab that nobody sees gives its stream back after half a minute,
@@ -161,20 +160,31 @@ document.addEventListener("visibilitychange", () => { if (document.hidden) timer
 addEventListener("pagehide", park);
 addEventListener("pageshow", wake);
 
+// A live swap waits while a button in it is pressed or its answer is on the way (both would be lost with it), and while a
+// question is open in it. What waited is shown as soon as nothing is in the way: the newest, or of rows all of them.
 let pressed = null;
-const held = [];
-document.addEventListener("pointerdown", (e) => { pressed = e.target; });
-for (const name of ["pointerup", "pointercancel"]) {
-  document.addEventListener(name, () => setTimeout(() => {
-    pressed = null;
-    for (const [el, html] of held.splice(0)) if (el.isConnected) htmx.swap(el, html, { swapStyle: el.getAttribute("hx-swap") || "innerHTML" });
-  }, 0));
+const held = new Map();
+const inTheWay = (el) => {
+  const place = el.matches("[data-sink]") ? $("[data-row]")?.parentElement : el;
+  if (!place) return false;
+  return (pressed && place.contains(pressed)) || $(".htmx-request, [data-asking]", place);
+};
+function show() {
+  for (const [el, list] of [...held]) {
+    if (el.isConnected && inTheWay(el)) continue;
+    held.delete(el);
+    for (const html of list) if (el.isConnected) htmx.swap(el, html, { swapStyle: el.getAttribute("hx-swap") || "innerHTML" });
+  }
 }
+document.addEventListener("pointerdown", (e) => { pressed = e.target; });
+for (const name of ["pointerup", "pointercancel"]) document.addEventListener(name, () => setTimeout(() => { pressed = null; show(); }, 0));
+document.addEventListener("htmx:afterRequest", () => setTimeout(show, 0));
 document.addEventListener("htmx:sseBeforeMessage", (e) => {
   const el = e.target, log = el.matches(".log") ? el : null;
-  if (log) log.dataset.end = log.scrollHeight - log.scrollTop - log.clientHeight < 24 ? "1" : "";
-  else if ($("[data-asking]", el)) e.preventDefault(); // a question is open; its answer draws the list anew
-  else if (pressed && (el.contains(pressed) || (el.matches("[data-sink]") && pressed.closest("[data-row]")))) { e.preventDefault(); held.push([el, e.detail.data]); }
+  if (log) { log.dataset.end = log.scrollHeight - log.scrollTop - log.clientHeight < 24 ? "1" : ""; return; }
+  if (!inTheWay(el)) { held.delete(el); return; }
+  e.preventDefault();
+  held.set(el, el.matches("[data-sink]") ? [...(held.get(el) || []), e.detail.data] : [e.detail.data]);
 });
 document.addEventListener("htmx:sseMessage", (e) => {
   const log = e.target;

@@ -2,6 +2,7 @@ package view
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
@@ -83,15 +84,15 @@ func (p ModelPage) FilesList() []Fact {
 		out = append(out, Fact{Name: "Revision", Value: ShortRevision(a.Revision), Note: note, Mono: true})
 	}
 	if a.Fetched != "" && a.Fetched != a.Revision {
-		out = append(out, Fact{Name: "Here", Value: ShortRevision(a.Fetched), Note: "an older revision, fetched " + Ago(a.FetchedAt, p.Now), Mono: true})
+		out = append(out, Fact{Name: "Here", Value: ShortRevision(a.Fetched), Note: "an older revision, fetched " + minutesAgo(a.FetchedAt, p.Now), Mono: true})
 	} else if !a.FetchedAt.IsZero() && p.Remote() {
-		out = append(out, Fact{Name: "Fetched", Value: Ago(a.FetchedAt, p.Now), Note: "and verified"})
+		out = append(out, Fact{Name: "Fetched", Value: minutesAgo(a.FetchedAt, p.Now), Note: "and verified"})
 	}
 	if a.Loaded != "" && a.Loaded != a.Revision && p.Runtime.State.HoldsMemory() {
 		out = append(out, Fact{Name: "Loaded", Value: ShortRevision(a.Loaded), Note: "reload it to use the newer files", Mono: true})
 	}
 	if !a.ResolvedAt.IsZero() {
-		out = append(out, Fact{Name: "Looked at", Value: Ago(a.ResolvedAt, p.Now)})
+		out = append(out, Fact{Name: "Looked at", Value: minutesAgo(a.ResolvedAt, p.Now)})
 	}
 	if p.Files.Where != "" {
 		out = append(out, Fact{Name: "Where", Value: p.Files.Where, Mono: true})
@@ -143,4 +144,12 @@ func (p ModelPage) Fetching() bool {
 // CanFetch reports whether a fetch is offered: there is something to bring here, and nobody does it yet.
 func (p ModelPage) CanFetch() bool {
 	return p.Can.Load && p.Remote() && p.Usable() && p.Files.Fetch == nil && p.Operation == nil && !p.Here()
+}
+
+// minutesAgo is Ago without seconds: they would draw a live part of the page anew at every look.
+func minutesAgo(t, now time.Time) string {
+	if d := now.Sub(t); !t.IsZero() && d < time.Minute {
+		return "now"
+	}
+	return Ago(t, now)
 }

@@ -96,6 +96,9 @@ func (o Operation) Sentence() string {
 	}
 	if s := o.Running(); s != nil {
 		line := StageWord(s.Name)
+		if t := StageDetail(*s); t != "" && o.Kind == registry.OperationFetch && s.Name == registry.StageFetch {
+			return t // the verb says the rest
+		}
 		if t := StageDetail(*s); t != "" {
 			line += ", " + t
 		}

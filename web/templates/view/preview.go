@@ -126,7 +126,7 @@ func onDisk(source registry.SourceType, have, all int64) string {
 	return Bytes(have) + " on this machine, " + Bytes(all-have) + " to be fetched"
 }
 
-// Facts as names and values, what is not known left out.
+// FactList is what is known as names and values, what is not known left out.
 func (p Preview) FactList() []Fact {
 	f := p.Facts
 	var out []Fact

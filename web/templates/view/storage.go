@@ -76,7 +76,7 @@ func StorageOf(in StorageInput) Storage {
 		if a.ModifiedAt.After(at) {
 			at = a.ModifiedAt
 		}
-		row.LastUse = Ago(at, in.Now)
+		row.LastUse = minutesAgo(at, in.Now)
 		v.Rows = append(v.Rows, row)
 	}
 	slices.SortStableFunc(v.Rows, func(a, b Stored) int {
@@ -96,14 +96,14 @@ const named = Colors - 1
 func disksOf(in StorageInput, colors palette) []Device {
 	var out []Device
 	for i, d := range in.Storage.Disks {
-		if d.Total <= 0 {
+		if d.Total <= 0 || sameDisk(in.Storage.Disks, i) != i {
 			continue
 		}
 		dev := Device{ID: "disk-" + strconv.Itoa(i), Name: d.Path, Total: d.Total, Used: d.Total - d.Free}
 		own, most := map[string]int64{}, map[string]int64{}
 		var unused, partial int64
 		for j, a := range in.Storage.Artifacts {
-			if diskOf(in.Storage.Disks, a.Folder) != i {
+			if sameDisk(in.Storage.Disks, diskOf(in.Storage.Disks, a.Folder)) != i {
 				continue
 			}
 			key := pathKey(a)
@@ -190,6 +190,17 @@ func diskOf(disks []registry.Disk, folder string) int {
 		}
 	}
 	return best
+}
+
+// sameDisk is the first of the folders that lie on the same disk as the one at i: two disks do not have the same size and
+// the same bytes free.
+func sameDisk(disks []registry.Disk, i int) int {
+	for j, d := range disks[:min(i, len(disks))] {
+		if d.Total == disks[i].Total && d.Free == disks[i].Free {
+			return j
+		}
+	}
+	return i
 }
 
 // ID is the id attribute of its row.

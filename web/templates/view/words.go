@@ -2,6 +2,7 @@ package view
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
@@ -267,4 +268,28 @@ func FieldLabel(name string) string {
 		return "Priority"
 	}
 	return name
+}
+
+// ProblemWords are what happened, why, and what to do, each told once: an error's message often has all of it in itself.
+func ProblemWords(p registry.Problem) (what, why, hint string) {
+	what = p.Msg
+	f := p.Failure
+	if f == nil {
+		return what, "", ""
+	}
+	why, hint = f.Msg, f.Hint
+	if hint != "" && why != "" && strings.Contains(what, hint) {
+		return fullStop(why), "", fullStop(hint)
+	}
+	if strings.Contains(what, why) {
+		why = ""
+	}
+	return what, why, hint
+}
+
+func fullStop(s string) string {
+	if strings.HasSuffix(s, ".") {
+		return s
+	}
+	return s + "."
 }
