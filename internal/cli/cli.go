@@ -43,6 +43,8 @@ type commands struct {
 	Storage  storageCmd  `cmd:"" help:"What occupies the disks, and what may be deleted."`
 	Secret   secretCmd   `cmd:"" help:"Secrets that loader parameters refer to as secret:NAME."`
 	Unload   unloadCmd   `cmd:"" help:"Unload a model and give its memory back."`
+	Sleep    sleepCmd    `cmd:"" help:"Let a loaded model's engine give the device's memory back without ending."`
+	Wake     wakeCmd     `cmd:"" help:"Wake a model that sleeps."`
 	Instance instanceCmd `cmd:"" help:"Show the loaded instance of a model, loading it if need be."`
 	Ps       psCmd       `cmd:"" help:"List what is loaded and who holds the memory."`
 	Ops      opsCmd      `cmd:"" help:"List operations, newest first."`

@@ -14,9 +14,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/industriverse/llmmodelmanager/internal/loaders"
-	"github.com/industriverse/llmmodelmanager/internal/loaders/llamacpp"
-	"github.com/industriverse/llmmodelmanager/internal/loaders/transformers"
 	"github.com/industriverse/llmmodelmanager/internal/manager"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
@@ -302,6 +299,32 @@ func (c *unloadCmd) Run(e *env) error {
 	return c.finish(e, op)
 }
 
+type sleepCmd struct {
+	remote
+	ID string `arg:"" help:"The model's id."`
+}
+
+func (c *sleepCmd) Run(e *env) error { return c.nap(e, c.ID, "sleep") }
+
+type wakeCmd struct {
+	remote
+	ID string `arg:"" help:"The model's id."`
+}
+
+func (c *wakeCmd) Run(e *env) error { return c.nap(e, c.ID, "wake") }
+
+func (r *remote) nap(e *env, id, what string) error {
+	var op registry.Operation
+	if _, _, err := r.post(e, modelPath(id)+"/"+what+"?wait=0s", map[string]any{}, &op); err != nil {
+		return err
+	}
+	op, err := r.watch(e, op)
+	if err != nil {
+		return err
+	}
+	return r.finish(e, op)
+}
+
 type instanceCmd struct {
 	remote
 	ID string `arg:"" help:"The model's id."`
@@ -510,47 +533,6 @@ func (c *engineLsCmd) Run(e *env) error {
 		}
 	}
 	return err
-}
-
-type engineInstallCmd struct {
-	Name string `arg:"" help:"The engine: llamacpp or transformers." enum:"llamacpp,transformers"`
-	Dir  string `help:"Where to install it." type:"path" placeholder:"DIR"`
-}
-
-func (c *engineInstallCmd) Run(e *env) error {
-	dir := c.Dir
-	if dir == "" {
-		dir = engineDir(defaultDataDir())
-	}
-	var l interface {
-		loaders.Loader
-		manager.Installer
-	} = llamacpp.New(llamacpp.Options{SearchDirs: []string{dir}})
-	if c.Name == transformers.Name {
-		l = transformers.New(transformers.Options{SearchDirs: []string{dir}})
-	}
-	last, shown := "", time.Time{}
-	err := l.Install(e.ctx, dir, func(p registry.Progress) {
-		line := p.Msg
-		if p.Total > 0 {
-			line += fmt.Sprintf(" %d of %d", p.Done, p.Total)
-		}
-		// The compiler makes a step every few seconds; a line every two keeps a log readable.
-		if line == last || (p.Done > 0 && p.Done < p.Total && time.Since(shown) < 2*time.Second) {
-			return
-		}
-		last, shown = line, time.Now()
-		fmt.Fprintln(e.stderr, "  "+line)
-	})
-	if err != nil {
-		return err
-	}
-	var v loaders.Version
-	if v, err = l.Check(e.ctx); err != nil {
-		return err
-	}
-	fmt.Fprintf(e.stdout, "%s %s is ready: %s\n", l.Info().Title, v.Version, v.Path)
-	return nil
 }
 
 type tokenCmd struct {

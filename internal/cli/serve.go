@@ -19,10 +19,6 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/auth"
 	"github.com/industriverse/llmmodelmanager/internal/events"
 	"github.com/industriverse/llmmodelmanager/internal/hw"
-	"github.com/industriverse/llmmodelmanager/internal/loaders"
-	"github.com/industriverse/llmmodelmanager/internal/loaders/fake"
-	"github.com/industriverse/llmmodelmanager/internal/loaders/llamacpp"
-	"github.com/industriverse/llmmodelmanager/internal/loaders/transformers"
 	"github.com/industriverse/llmmodelmanager/internal/manager"
 	"github.com/industriverse/llmmodelmanager/internal/manifest"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
@@ -38,11 +34,8 @@ type serveCmd struct {
 	AdminPassword string `help:"Makes the account admin at the first start. Better as LLMM_ADMIN_PASSWORD." placeholder:"PASSWORD"`
 	AdminToken    string `help:"Gives admin this API token. Better as LLMM_ADMIN_TOKEN." placeholder:"TOKEN"`
 
-	LlamaServer        string `help:"llama.cpp's server to use. Otherwise the one on the PATH, or an installed one." placeholder:"FILE" type:"path"`
-	TransformersPython string `help:"A Python that has torch and transformers. Otherwise an installed environment, or the python3 on the PATH." placeholder:"FILE"`
-	FakeEngine         string `help:"The test double of an engine, for trying things out." placeholder:"FILE" type:"path" hidden:""`
-
 	sourceFlags `embed:""`
+	engineFlags `embed:""`
 
 	MaxConcurrentLoads int           `help:"Engines that may be starting at once." default:"4"`
 	DrainTimeout       time.Duration `help:"How long requests may finish before an unload." default:"30s"`
@@ -96,11 +89,11 @@ func (c *serveCmd) Run(e *env) error {
 	defer bus.Close()
 
 	var m *manager.Manager
-	set, fetcher, err := c.open(c.DataDir, log)
+	places, fetcher, err := c.open(c.DataDir, c.ExternalHosts, c.ExternalPrivate, log)
 	if err != nil {
 		return err
 	}
-	sampler := hw.New(hw.Options{Logger: log, Disks: disks(c.DataDir, set), OnSample: func(registry.Sample) {
+	sampler := hw.New(hw.Options{Logger: log, Disks: disks(c.DataDir, places), OnSample: func(registry.Sample) {
 		if m != nil {
 			bus.Sample(registry.EventResources, "", m.Resources())
 		}
@@ -113,9 +106,13 @@ func (c *serveCmd) Run(e *env) error {
 		}
 	}
 	engines := engineDir(c.DataDir)
+	programs, err := c.loaders(st.InstallationID(), engines, c.DataDir, log)
+	if err != nil {
+		return err
+	}
 	m = manager.New(manager.Options{
 		Store: st, Bus: bus, Hardware: sampler, Manifest: file, DataDir: c.DataDir, EngineDir: engines, Logger: log,
-		Loaders: c.loaders(st.InstallationID(), engines, log), Sources: set, Bandwidth: fetcher,
+		Loaders: programs, Sources: places, Bandwidth: fetcher,
 		MaxStarts: c.MaxConcurrentLoads, MaxFetches: c.MaxFetches, DrainTimeout: c.DrainTimeout,
 	})
 	run, stop := context.WithCancel(context.WithoutCancel(e.ctx))
@@ -167,27 +164,6 @@ func again(leave func()) {
 	second := make(chan os.Signal, 1)
 	signal.Notify(second, os.Interrupt, syscall.SIGTERM)
 	go func() { <-second; leave() }()
-}
-
-// loaders is the set of engines, in the order in which auto prefers them. To add one, add its line.
-func (c *serveCmd) loaders(installation, engines string, log *slog.Logger) []loaders.Loader {
-	set := []loaders.Loader{
-		llamacpp.New(llamacpp.Options{Path: c.LlamaServer, SearchDirs: []string{engines}, TagPrefix: installation, Logger: log}),
-		transformers.New(transformers.Options{Python: c.TransformersPython, SearchDirs: []string{engines}, TagPrefix: installation, Logger: log}),
-	}
-	if c.FakeEngine != "" {
-		set = append(set, fake.New(fake.Options{Path: c.FakeEngine, TagPrefix: installation, Logger: log}))
-	}
-	return set
-}
-
-// engineDir is where engines are installed: shared by all data folders of a user, since building one takes minutes.
-func engineDir(dataDir string) string {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return filepath.Join(dataDir, "engines")
-	}
-	return filepath.Join(cache, "llmm", "engines")
 }
 
 // lock keeps a second server off the same data folder.

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/industriverse/llmmodelmanager/internal/sources"
+	"github.com/industriverse/llmmodelmanager/internal/sources/external"
 	"github.com/industriverse/llmmodelmanager/internal/sources/fetch"
 	"github.com/industriverse/llmmodelmanager/internal/sources/huggingface"
 	"github.com/industriverse/llmmodelmanager/internal/sources/local"
@@ -31,7 +32,7 @@ type sourceFlags struct {
 }
 
 // open makes the sources, and the fetcher that they share. To add a source, add its line.
-func (f *sourceFlags) open(dataDir string, log *slog.Logger) ([]sources.Source, *fetch.Fetcher, error) {
+func (f *sourceFlags) open(dataDir string, externalHosts []string, externalPrivate bool, log *slog.Logger) ([]sources.Source, *fetch.Fetcher, error) {
 	fetcher := fetch.New(fetch.Options{Connections: f.FetchConnections, MinFree: f.KeepFree << 20, Logger: log})
 	hub, err := huggingface.New(huggingface.Options{Fetcher: fetcher, Logger: log})
 	if err != nil {
@@ -47,6 +48,7 @@ func (f *sourceFlags) open(dataDir string, log *slog.Logger) ([]sources.Source, 
 		local.New(local.Options{Roots: f.ModelRoots}),
 		s3.New(s3.Options{Dir: filepath.Join(dataDir, "s3"), Fetcher: fetcher, AllowPrivate: f.S3AllowPrivate, Logger: log}),
 		library,
+		external.New(external.Options{AllowHosts: externalHosts, AllowPrivate: externalPrivate}),
 	}, fetcher, nil
 }
 

@@ -1,0 +1,134 @@
+package cli
+
+import (
+	"cmp"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/industriverse/llmmodelmanager/internal/loaders"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/command"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/external"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/fake"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/llamacpp"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/ollama"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/transformers"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/vllm"
+	"github.com/industriverse/llmmodelmanager/internal/manager"
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+	library "github.com/industriverse/llmmodelmanager/internal/sources/ollama"
+)
+
+// engineFlags are the flags of serve about the programs that run models.
+type engineFlags struct {
+	LlamaServer        string   `help:"llama.cpp's server to use. Otherwise the one on the PATH, or an installed one." placeholder:"FILE" type:"path"`
+	TransformersPython string   `help:"A Python that has torch and transformers. Otherwise an installed environment, or the python3 on the PATH." placeholder:"FILE"`
+	OllamaHost         string   `help:"A running Ollama to use for every model of that engine; OLLAMA_HOST does the same. Otherwise each model gets one of its own." placeholder:"HOST"`
+	Ollama             string   `help:"The program ollama to use. Otherwise the one on the PATH, or an installed one." placeholder:"FILE" type:"path"`
+	Vllm               string   `help:"The program vllm, or a Python that has it. Otherwise the one on the PATH, or an installed one." placeholder:"FILE" type:"path"`
+	Commands           string   `help:"A YAML file of programs that the engine command may run; docs/operations.md says how." placeholder:"FILE" type:"path"`
+	ExternalHosts      []string `help:"Hosts of external services that everybody who may register models may name; others are for admins. *.example.com is all below it." placeholder:"HOST"`
+	ExternalPrivate    bool     `help:"Let external services be on this machine or in private networks."`
+	FakeEngine         string   `help:"The test double of an engine, for trying things out." placeholder:"FILE" type:"path" hidden:""`
+}
+
+// loaders is the set of engines, in the order in which auto prefers them. To add one, add its line.
+func (f *engineFlags) loaders(installation, engines, dataDir string, log *slog.Logger) ([]loaders.Loader, error) {
+	dirs := []string{engines}
+	var templates []*command.Template
+	if f.Commands != "" {
+		var err error
+		if templates, err = command.ReadFile(f.Commands); err != nil {
+			return nil, err
+		}
+	}
+	set := []loaders.Loader{
+		llamacpp.New(llamacpp.Options{Path: f.LlamaServer, SearchDirs: dirs, TagPrefix: installation, Logger: log}),
+		transformers.New(transformers.Options{Python: f.TransformersPython, SearchDirs: dirs, TagPrefix: installation, Logger: log}),
+		ollama.New(ollama.Options{Host: cmp.Or(f.OllamaHost, os.Getenv("OLLAMA_HOST")), Path: f.Ollama, SearchDirs: dirs,
+			ModelsDir: library.Folder(dataDir, os.Getenv), TagPrefix: installation, Logger: log}),
+		vllm.New(vllm.Options{Path: f.Vllm, SearchDirs: dirs, TagPrefix: installation, Logger: log}),
+		external.New(external.Options{AllowPrivate: f.ExternalPrivate, Logger: log}),
+		command.New(command.Options{Templates: templates, File: f.Commands, TagPrefix: installation, Logger: log}),
+	}
+	if f.FakeEngine != "" {
+		set = append(set, fake.New(fake.Options{Path: f.FakeEngine, TagPrefix: installation, Logger: log}))
+	}
+	return set, nil
+}
+
+// engineDir is where engines are installed: shared by all data folders of a user, since building one takes minutes.
+func engineDir(dataDir string) string {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return filepath.Join(dataDir, "engines")
+	}
+	return filepath.Join(cache, "llmm", "engines")
+}
+
+type engineInstallCmd struct {
+	Name string `arg:"" help:"The engine: llamacpp, transformers, ollama or vllm."`
+	Dir  string `help:"Where to install it." type:"path" placeholder:"DIR"`
+}
+
+func (c *engineInstallCmd) Run(e *env) error {
+	dir := c.Dir
+	if dir == "" {
+		dir = engineDir(defaultDataDir())
+	}
+	l, err := installable(c.Name, dir)
+	if err != nil {
+		return err
+	}
+	last, shown := "", time.Time{}
+	err = l.Install(e.ctx, dir, func(p registry.Progress) {
+		line := p.Msg
+		if p.Total > 0 {
+			line += fmt.Sprintf(" %d of %d", p.Done, p.Total)
+		}
+		// The compiler makes a step every few seconds; a line every two keeps a log readable.
+		if line == last || (p.Done > 0 && p.Done < p.Total && time.Since(shown) < 2*time.Second) {
+			return
+		}
+		last, shown = line, time.Now()
+		fmt.Fprintln(e.stderr, "  "+line)
+	})
+	if err != nil {
+		return err
+	}
+	var v loaders.Version
+	if v, err = l.Check(e.ctx); err != nil {
+		return err
+	}
+	fmt.Fprintf(e.stdout, "%s %s is ready: %s\n", l.Info().Title, v.Version, v.Path)
+	return nil
+}
+
+// installer is a loader whose engine can be installed from here.
+type installer interface {
+	loaders.Loader
+	manager.Installer
+}
+
+// installable returns the loader of an engine that can be installed below dir.
+func installable(name, dir string) (installer, error) {
+	set, err := (&engineFlags{}).loaders("", dir, dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, l := range set {
+		in, ok := l.(installer)
+		if !ok {
+			continue
+		}
+		if l.Info().Name == name {
+			return in, nil
+		}
+		names = append(names, l.Info().Name)
+	}
+	return nil, registry.Errorf(registry.CodeNotFound, "There is no engine %q that can be installed from here; there are %s", name, strings.Join(names, ", "))
+}
