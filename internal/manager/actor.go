@@ -25,6 +25,7 @@ type actor struct {
 	load     *job          // the load under way, queued or starting
 	unload   *job          // the unload under way, draining or stopping
 	next     *job          // a load that begins when the unload is through
+	nap      *nap          // falling asleep or waking up is under way
 	fetch    *job          // the fetch without a load that is under way
 	getting  map[*job]bool // of load and fetch, those that are having the files brought here; see fetchStep
 	active   int           // requests being answered
@@ -161,6 +162,8 @@ func (a *actor) show() {
 		v.track, v.loadTask = a.load.track, true
 	case a.unload != nil:
 		v.track = a.unload.track
+	case a.nap != nil:
+		v.track = a.nap.track
 	case a.fetch != nil:
 		v.track, v.loadTask = a.fetch.track, true
 	}
@@ -314,8 +317,19 @@ func (a *actor) requestLoad(rec registry.Record, o LoadOptions) (op registry.Ope
 		}
 		a.wakeFetch(rec)
 	case registry.RuntimeSleeping:
-		m.live.Delete(track.op.ID)
-		return op, registry.Errorf(registry.CodeUnsupported, "%s is asleep and its engine cannot be woken; unload it first", a.id)
+		if !o.ForceReload {
+			m.live.Delete(track.op.ID)
+			return a.requestWake(rec, o)
+		}
+		if err := begin(j); err != nil {
+			return op, err
+		}
+		a.next = j
+		if _, err := a.beginUnload(o.Actor, "reload: "+o.Cause); err != nil {
+			a.next = nil
+			track.finish(err, "")
+			return op, err
+		}
 	}
 	return track.snapshot(), nil
 }
@@ -476,6 +490,7 @@ func (a *actor) crashed(gen int64, cause error) {
 	default:
 		return // stopping: the stop's own result follows
 	}
+	a.dropNap("Its engine ended.")
 	a.inst, a.active = nil, 0
 	attempts := a.rt.Attempts + 1
 	if a.m.now().Sub(a.rt.ReadyAt) > a.m.SteadyAfter {

@@ -76,6 +76,35 @@ func (l *ledger) updateModel(id string, change func(*registry.Reservation)) {
 	}
 }
 
+// of returns the rows of an instance.
+func (l *ledger) of(instance string) []registry.Reservation {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.rows[instance])
+}
+
+// shrink leaves an instance that sleeps only what it still holds, by device, in bytes. One that was released stays so.
+func (l *ledger) shrink(instance string, held map[string]int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	old := l.rows[instance]
+	if len(old) == 0 {
+		return
+	}
+	rows := []registry.Reservation{}
+	for device, n := range held {
+		row := old[0]
+		row.Device, row.Bytes, row.Taken, row.State = device, n, n, registry.RuntimeSleeping
+		rows = append(rows, row)
+	}
+	if len(rows) == 0 { // nothing is known of it; it is still there
+		row := old[0]
+		row.Bytes, row.Taken, row.State = 0, 0, registry.RuntimeSleeping
+		rows = append(rows, row)
+	}
+	l.rows[instance] = rows
+}
+
 // release gives the instance's bytes back. It is idempotent.
 func (l *ledger) release(instance string) {
 	l.mu.Lock()

@@ -95,6 +95,7 @@ func (a *actor) beginUnload(actor, cause string) (*tracker, error) {
 		return nil, err
 	}
 	a.disarmIdle()
+	a.dropNap("Cancelled: " + actor + " unloaded the model.")
 	gen := a.rt.Generation
 	a.unload = &job{track: t, gen: gen}
 	t.stage(registry.StageDrain, drainMsg(a.active))

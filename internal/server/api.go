@@ -36,6 +36,8 @@ func (s *Server) apiRoutes() []route {
 		{"GET", p + "/models/:id/plan", auth.ModelRead, s.planModel},
 		{"POST", p + "/models/:id/load", auth.ModelLoad, s.loadModel},
 		{"POST", p + "/models/:id/unload", auth.ModelUnload, s.unloadModel},
+		{"POST", p + "/models/:id/sleep", auth.ModelUnload, s.sleepModel},
+		{"POST", p + "/models/:id/wake", auth.ModelLoad, s.wakeModel},
 		{"POST", p + "/models/:id/instance", auth.ModelUse, s.modelInstance},
 		{"GET", p + "/models/:id/logs", auth.LogsRead, s.modelLogs},
 		{"POST", p + "/models/:id/registration", auth.RegistrationApprove, s.setRegistration},

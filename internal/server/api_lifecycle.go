@@ -210,6 +210,43 @@ func (s *Server) unload(ctx context.Context, id, cause string) (registry.Operati
 	return op, unloaded, err
 }
 
+// sleepModel lets a model's engine give the device's memory back without ending.
+func (s *Server) sleepModel(c echo.Context) error {
+	return s.nap(c, auth.ModelUnload, func(ctx context.Context, id, actor string) (registry.Operation, error) {
+		return s.Manager.Sleep(ctx, id, manager.UnloadOptions{Actor: actor, Cause: "asked for over the API"})
+	})
+}
+
+func (s *Server) wakeModel(c echo.Context) error {
+	return s.nap(c, auth.ModelLoad, func(ctx context.Context, id, actor string) (registry.Operation, error) {
+		return s.Manager.Wake(ctx, id, manager.LoadOptions{Actor: actor, Cause: "asked for over the API"})
+	})
+}
+
+// nap begins a sleep or a wake and waits for it.
+func (s *Server) nap(c echo.Context, action auth.Action, begin func(ctx context.Context, id, actor string) (registry.Operation, error)) error {
+	wait, err := waitFor(c, time.Minute)
+	if err != nil {
+		return err
+	}
+	id := record(c).ModelID
+	op, err := begin(c.Request().Context(), id, actor(c))
+	s.Auth.Audit(c.Request().Context(), action, "model:"+id, err, c.Path())
+	if err != nil {
+		return err
+	}
+	if op, err = s.await(c, op, wait); err != nil {
+		return err
+	}
+	if !op.State.Final() {
+		return c.JSON(http.StatusAccepted, s.visibleOperation(c, op))
+	}
+	if err := outcome(c, op); err != nil {
+		return err
+	}
+	return c.JSON(http.StatusOK, s.visibleOperation(c, op))
+}
+
 // modelInstance is the guide's get_model_instance: it loads the model if need be.
 func (s *Server) modelInstance(c echo.Context) error {
 	wait, err := waitFor(c, time.Minute)
