@@ -529,7 +529,11 @@ func (c *engineLsCmd) Run(e *env) error {
 	})
 	for _, en := range got.Engines {
 		if !en.Usable {
-			fmt.Fprintf(e.stdout, "%s: %s %s\n", en.Name, en.Problem, en.HowToGet)
+			line := en.Name + ": " + en.Problem
+			if !strings.Contains(en.Problem, en.HowToGet) {
+				line += " " + en.HowToGet
+			}
+			fmt.Fprintln(e.stdout, line)
 		}
 	}
 	return err
