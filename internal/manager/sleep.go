@@ -215,7 +215,7 @@ func (a *actor) beginWake(j job) {
 	n.rec, n.opts = j.rec, j.opts
 	rt, inst := a.rt, a.inst
 	a.m.goWork(func() {
-		err := a.wakeUp(ctx, n, sleeper, inst, rt)
+		err := a.wakeUp(ctx, n, sleeper, inst)
 		var mem registry.Memory
 		if err == nil {
 			plan := registry.Plan{Device: rt.Device, GPUs: gpusOf(rt.Device), Needs: registry.Footprint{Estimated: rt.Memory.PredictedGPU + rt.Memory.PredictedRAM}}
@@ -226,7 +226,7 @@ func (a *actor) beginWake(j job) {
 }
 
 // wakeUp reserves what the model took before, on the same device, and wakes it.
-func (a *actor) wakeUp(ctx context.Context, n *nap, s loaders.Sleeper, inst loaders.Instance, rt registry.Runtime) error {
+func (a *actor) wakeUp(ctx context.Context, n *nap, s loaders.Sleeper, inst loaders.Instance) error {
 	n.track.stage(registry.StageReserve, "")
 	sample, err := a.m.Hardware.Refresh(ctx)
 	if err != nil {

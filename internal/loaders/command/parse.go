@@ -146,7 +146,7 @@ func (p *parser) pattern(n *yaml.Node, at string) *regexp.Regexp {
 	re, err := regexp.Compile(p.text(n, at))
 	if err != nil {
 		p.bad(n, at, "is not a regular expression: %v", err)
-		return regexp.MustCompile(`$^`)
+		return regexp.MustCompile(`\A\z`)
 	}
 	return re
 }

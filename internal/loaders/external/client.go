@@ -123,7 +123,7 @@ func (c *client) find(ctx context.Context, model string) (entry, error) {
 			what = "with a web page"
 		}
 		return entry{}, fault(registry.FailureUnreachable, fmt.Sprintf("%s answers /v1/models %s", c.s.base.Host, what),
-			"source_path must be the base URL of an OpenAI-compatible API, not of a web site or a sign-in page. Look at its documentation, or ask curl for "+c.s.base.String()+"/v1/models.", nil)
+			"source_path must be the base URL of an OpenAI-compatible API, not of a web site or a sign-in page. Look at its documentation, or ask curl for "+c.s.base.String()+"/v1/models.")
 	}
 	names := make([]string, 0, len(list.Data))
 	for _, e := range list.Data {
@@ -132,7 +132,7 @@ func (c *client) find(ctx context.Context, model string) (entry, error) {
 		}
 		names = append(names, e.ID)
 	}
-	return entry{}, fault(registry.FailureParameter, fmt.Sprintf("%s has no model named %s", c.s.base.Host, clip(model)), "Set model in custom_loader_params to a name that it has: "+some(names)+".", nil)
+	return entry{}, fault(registry.FailureParameter, fmt.Sprintf("%s has no model named %s", c.s.base.Host, clip(model)), "Set model in custom_loader_params to a name that it has: "+some(names)+".")
 }
 
 // some lists names, not more than a sentence holds.

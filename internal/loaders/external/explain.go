@@ -19,17 +19,17 @@ import (
 // errSlow is the cause of a question that took too long.
 var errSlow = errors.New("no answer in time")
 
-// fault makes the error of a service. cause is for the log and must not be one that quotes a header.
-func fault(kind registry.FailureKind, msg, hint string, cause error) error {
+// fault makes the error of a service. The cause is left out: it may quote an address or a header.
+func fault(kind registry.FailureKind, msg, hint string) error {
 	f := &registry.Failure{Kind: kind, Msg: msg, Hint: hint}
-	return &registry.Error{Code: registry.CodeLoadingFailed, Op: "external", Msg: msg, Failure: f, Err: cause}
+	return &registry.Error{Code: registry.CodeLoadingFailed, Op: "external", Msg: msg, Failure: f}
 }
 
 // unreachable says why there was no answer.
 func (c *client) unreachable(ctx context.Context, err error) error {
 	host := c.s.base.Host
 	say := func(hint, format string, args ...any) error {
-		return fault(registry.FailureUnreachable, c.scrub(fmt.Sprintf(format, args...)), hint, nil)
+		return fault(registry.FailureUnreachable, c.scrub(fmt.Sprintf(format, args...)), hint)
 	}
 	var (
 		authority x509.UnknownAuthorityError
@@ -72,17 +72,17 @@ func (c *client) refused(r reply, path string) error {
 	case r.status == http.StatusUnauthorized || r.status == http.StatusForbidden:
 		// What the service says is left out: it may quote the key.
 		if c.s.key == "" {
-			return fault(registry.FailureParameter, host+" asks for a key", "Store it with `llmm secret set NAME` and set api_key in custom_loader_params to secret:NAME.", nil)
+			return fault(registry.FailureParameter, host+" asks for a key", "Store it with `llmm secret set NAME` and set api_key in custom_loader_params to secret:NAME.")
 		}
-		return fault(registry.FailureParameter, fmt.Sprintf("%s refused the key (status %d)", host, r.status), "Put a valid key into the secret that api_key in custom_loader_params names.", nil)
+		return fault(registry.FailureParameter, fmt.Sprintf("%s refused the key (status %d)", host, r.status), "Put a valid key into the secret that api_key in custom_loader_params names.")
 	case r.status == http.StatusNotFound || r.status == http.StatusMethodNotAllowed:
-		return fault(registry.FailureUnreachable, fmt.Sprintf("%s has no %s", host, path), "source_path must be the base URL of an OpenAI-compatible API, the part before /v1. Look at the service's documentation.", nil)
+		return fault(registry.FailureUnreachable, fmt.Sprintf("%s has no %s", host, path), "source_path must be the base URL of an OpenAI-compatible API, the part before /v1. Look at the service's documentation.")
 	case r.status >= 300 && r.status < 400:
-		return fault(registry.FailureUnreachable, fmt.Sprintf("%s sends requests on to %s, which is not followed", host, clip(r.location)), "If that is the service's address, put it into source_path.", nil)
+		return fault(registry.FailureUnreachable, fmt.Sprintf("%s sends requests on to %s, which is not followed", host, clip(r.location)), "If that is the service's address, put it into source_path.")
 	case r.status == http.StatusTooManyRequests:
-		return fault(registry.FailureUnreachable, host+" takes no more requests now (status 429)"+c.said(r), "Wait, or look at the limits of the account.", nil)
+		return fault(registry.FailureUnreachable, host+" takes no more requests now (status 429)"+c.said(r), "Wait, or look at the limits of the account.")
 	}
-	return fault(registry.FailureUnreachable, fmt.Sprintf("%s answered %s with status %d%s", host, path, r.status, c.said(r)), "Look at the service's status page or log.", nil)
+	return fault(registry.FailureUnreachable, fmt.Sprintf("%s answered %s with status %d%s", host, path, r.status, c.said(r)), "Look at the service's status page or log.")
 }
 
 // said quotes the message in a service's answer: ": …", or "" if it has none.

@@ -75,7 +75,7 @@ func (l *Loader) Install(ctx context.Context, dir string, report func(registry.P
 
 // run runs a program, gives its lines to line, and returns the last of them.
 func run(ctx context.Context, argv []string, line func(string)) (tail []string, err error) {
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...) //nolint:gosec // fixed programs, and paths of our own
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.WaitDelay = 5 * time.Second
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -106,7 +106,7 @@ func (s *Source) AdminOnly(ref sources.Ref) []registry.FieldError {
 		if suffix, ok := strings.CutPrefix(allowed, "*"); ok && strings.HasPrefix(suffix, ".") && strings.HasSuffix(host, suffix) && len(host) > len(suffix) {
 			return nil
 		}
-		if allowed == host || allowed == strings.ToLower(u.Host) {
+		if allowed == host || strings.EqualFold(allowed, u.Host) {
 			return nil
 		}
 	}
