@@ -423,10 +423,14 @@ def first_line(e):
 
 def explain(e, raw, what):
     """The Failure that an exception of transformers means."""
-    text = str(e)
     line = first_line(e)
-    low = text.lower()
-    if "trust_remote_code" in low:
+    # Version 4 hides what went wrong behind an error of its own.
+    chain, link = [str(e)], e.__cause__ or e.__context__
+    while link is not None and len(chain) < 5:
+        chain.append(str(link))
+        link = link.__cause__ or link.__context__
+    low = "\n".join(chain).lower()
+    if "trust_remote_code" in chain[0].lower():
         return Failure("unsupported_architecture", "The model brings code of its own, and trust_remote_code is false, so it was not run",
                        "Read the code in the repository; if you trust it, set trust_remote_code: true. It then runs with the rights of this server.")
     if "unpickling" in low or "weights_only" in low or "weights only" in low:
