@@ -188,6 +188,12 @@ func (m *Manager) Close(ctx context.Context, keep bool) error {
 	})
 	select {
 	case <-done:
+		for _, a := range all {
+			// A session with a service is not left running: nothing of it would outlive us but its watch.
+			if in := a.view.Load().inst; in != nil && in.Handle().PID == 0 {
+				_ = in.Stop(ctx) // forgets, which cannot fail
+			}
+		}
 		return nil
 	case <-ctx.Done():
 		return registry.Errorf(registry.CodeTimeout, "Not everything had ended when the time to shut down was over: %w", ctx.Err())

@@ -55,6 +55,9 @@ func checkModel(spec loaders.LoadSpec, v params.Values) error {
 	if spec.Device == registry.DeviceCPU && spec.Model.QuantizationBits != 0 {
 		bad("quantization_bits", "needs a GPU with vLLM; load the model in full precision, or a GGUF version with llama.cpp")
 	}
+	if spec.Device == registry.DeviceCPU && sleepLevel(v) > 0 {
+		bad("custom_loader_params.sleep_mode", "needs a GPU: vLLM cannot sleep on the CPU")
+	}
 	if q := v.String("quantization", ""); q != "" && spec.Model.QuantizationBits != 0 {
 		bad("custom_loader_params.quantization", "contradicts quantization_bits; give one of the two")
 	}

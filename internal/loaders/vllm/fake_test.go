@@ -20,11 +20,14 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
+// cudaName is the name under which the stand-in says that it is built for CUDA.
+const cudaName = "vllm-for-cuda"
+
 // standIn makes this test binary a vLLM: it understands the command line and answers the endpoints that the loader uses, and
 // prints what version 0.32.0 prints. A file named fault beside the weights says how it fails.
 func standIn(args []string) int {
 	if args[0] == "--version" {
-		fmt.Println("0.32.0+cpu")
+		fmt.Println("0.32.0" + map[bool]string{false: "+cpu"}[filepath.Base(os.Args[0]) == cudaName])
 		return 0
 	}
 	model := args[1]

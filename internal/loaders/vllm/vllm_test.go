@@ -51,7 +51,7 @@ func harness(dir string) loadertest.Harness {
 	if err := errors.Join(os.MkdirAll(stubborn, 0o700), os.WriteFile(filepath.Join(stubborn, "fault"), []byte("stubborn"), 0o600)); err != nil {
 		panic(err)
 	}
-	return loadertest.Harness{New: newLoader, Spec: func() loaders.LoadSpec { return spec(dir) }, Stubborn: func() loaders.LoadSpec { return spec(stubborn) }, Kills: 20, Span: 150 * time.Millisecond}
+	return loadertest.Harness{New: newLoader, Spec: func() loaders.LoadSpec { return spec(dir) }, Stubborn: func() loaders.LoadSpec { return spec(stubborn) }, Kills: 100, Span: 150 * time.Millisecond}
 }
 
 func TestConformance(t *testing.T) { loadertest.Run(t, harness(t.TempDir())) }
@@ -60,9 +60,20 @@ func TestConformance(t *testing.T) { loadertest.Run(t, harness(t.TempDir())) }
 func load(t *testing.T, s loaders.LoadSpec, p map[string]any) (loaders.Instance, error) {
 	t.Helper()
 	s.Model = registry.Model{ModelID: "org/model", SourceType: registry.SourceLocal, ModelFormat: registry.FormatSafetensors, CustomLoaderParams: p, QuantizationBits: s.Model.QuantizationBits}.WithDefaults()
-	s.InstanceID, s.Dir, s.Device = "i-"+filepath.Base(t.TempDir()), t.TempDir(), registry.DeviceCPU
+	s.InstanceID, s.Dir = "i-"+filepath.Base(t.TempDir()), t.TempDir()
+	l := newLoader("vllm-test")
+	if s.Device == registry.DeviceCUDA { // the same program under a name by which it says that it is built for CUDA
+		self, err := os.Executable()
+		path := filepath.Join(t.TempDir(), cudaName)
+		if err := errors.Join(err, os.Symlink(self, path)); err != nil {
+			t.Fatal(err)
+		}
+		l = New(Options{Path: path, TagPrefix: "vllm-test"})
+	} else {
+		s.Device = registry.DeviceCPU
+	}
 	s.LogPath, s.Started = filepath.Join(s.Dir, "engine.log"), func(registry.Handle) {}
-	in, err := newLoader("vllm-test").Load(t.Context(), s, func(registry.Progress) {})
+	in, err := l.Load(t.Context(), s, func(registry.Progress) {})
 	if err == nil {
 		t.Cleanup(func() {
 			if err := in.Stop(context.Background()); err != nil {
@@ -75,7 +86,9 @@ func load(t *testing.T, s loaders.LoadSpec, p map[string]any) (loaders.Instance,
 
 func TestSleepsAndWakes(t *testing.T) {
 	for _, level := range []int64{1, 2} {
-		in, err := load(t, spec(t.TempDir()), map[string]any{"sleep_mode": true, "sleep_level": level})
+		s := spec(t.TempDir())
+		s.Device = registry.DeviceCUDA
+		in, err := load(t, s, map[string]any{"sleep_mode": true, "sleep_level": level})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -179,6 +192,7 @@ func TestRefusesBeforeItStarts(t *testing.T) {
 	}{
 		"quantised on the CPU": {4, nil, "quantization_bits"},
 		"level without mode":   {0, map[string]any{"sleep_level": 2}, "custom_loader_params.sleep_level"},
+		"sleep on the CPU":     {0, map[string]any{"sleep_mode": true}, "custom_loader_params.sleep_mode"},
 		"free arguments":       {0, map[string]any{"extra_args": "--api-key x"}, "custom_loader_params.extra_args"},
 		"a flag as a value":    {0, map[string]any{"dtype": "--host"}, "custom_loader_params.dtype"},
 	} {
