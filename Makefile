@@ -35,7 +35,7 @@ run: ## Do all set-up there is and start the server (LLMM_LISTEN=127.0.0.1:8080)
 .PHONY: test
 test: ## Do all set-up there is and run the tests, with the real engine (not the browser flow)
 	@scripts/setup --strict
-	go test $(TESTFLAGS) $(UNIT)
+	go test -timeout 20m $(TESTFLAGS) $(UNIT)
 	go test -count=1 $(TESTFLAGS) $(E2E)
 
 ##@ For developers
@@ -52,7 +52,7 @@ build: ## Build bin/llmm and bin/fakeengine
 
 .PHONY: race
 race: ## Unit and conformance tests with the race detector
-	go test -race $(TESTFLAGS) $(UNIT)
+	go test -race -timeout 20m $(TESTFLAGS) $(UNIT)
 
 .PHONY: e2e
 e2e: ## The whole path on a real engine with real weights
