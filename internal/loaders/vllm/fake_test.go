@@ -52,6 +52,13 @@ func standIn(args []string) int {
 	switch f := strings.TrimSpace(string(fault)); {
 	case f == "exit":
 		return 3
+	case f == "shared": // maps shared memory under a name that says nothing, as vLLM does
+		name := fmt.Sprintf("/dev/shm/psm_%08x", os.Getpid())
+		if err := shareMemory(name); err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		fmt.Println("shares " + name)
 	case f == "stubborn":
 		signal.Ignore(syscall.SIGTERM)
 		child := exec.Command("sleep", "600")
@@ -113,6 +120,18 @@ func standIn(args []string) int {
 	go func() { fmt.Println(http.Serve(listener, service)) }() //nolint:gosec // a stand-in for tests
 	<-term
 	return 0
+}
+
+func shareMemory(name string) error {
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := f.Truncate(4096); err != nil {
+		return err
+	}
+	_, err = syscall.Mmap(int(f.Fd()), 0, 4096, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+	return err
 }
 
 func completion() httpengine.API {

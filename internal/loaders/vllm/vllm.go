@@ -108,11 +108,14 @@ func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(re
 		}
 		return httpengine.Command{Argv: argv(p, spec, v, tokens, port), Env: environ(spec, v, tokens, key, extra)}
 	}
+	book := &sharedBook{prefix: l.o.TagPrefix, instance: spec.InstanceID, dir: spec.Dir}
+	cfg.Asked = func(int) { book.look(false) }
 	in, err := httpengine.Load(ctx, cfg, spec, report)
 	if err != nil {
 		tidy(spec.Dir)
 		return nil, err
 	}
+	book.look(true) // after the first answer all of it is there
 	return &Instance{Instance: in, level: sleepLevel(v)}, nil
 }
 
@@ -135,8 +138,9 @@ func (l *Loader) config() httpengine.Config {
 	return httpengine.Config{Loader: Name, Title: title, TagPrefix: l.o.TagPrefix, Logger: l.o.Logger, Parse: parse, Diagnose: diagnose, Tidy: tidy}
 }
 
-// tidy removes what vLLM leaves in the instance's folder when it is killed: sockets, and our shim.
+// tidy removes what vLLM leaves when it is killed: shared memory, and sockets and our shim in the instance's folder.
 func tidy(dir string) {
+	sweep(dir)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return

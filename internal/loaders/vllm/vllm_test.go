@@ -2,7 +2,9 @@ package vllm
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -122,6 +124,43 @@ func TestSleepsAndWakes(t *testing.T) {
 	}
 	if err := in.(loaders.Sleeper).Sleep(t.Context()); registry.CodeOf(err) != registry.CodeUnsupported || !strings.Contains(err.Error(), "sleep_mode") {
 		t.Errorf("without sleep_mode: %v", err)
+	}
+}
+
+// Shared memory of a vLLM that is killed does not stay, nor does that of one that ends and forgets it.
+func TestNoSharedMemoryIsLeft(t *testing.T) {
+	stranger := filepath.Join(sharedDir, "psm_"+rand.Text())
+	if err := os.WriteFile(stranger, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Remove(stranger) })
+	for _, how := range []string{"killed", "stopped"} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "fault"), []byte("shared"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		in, err := load(t, spec(dir), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		own := filepath.Join(sharedDir, fmt.Sprintf("psm_%08x", in.Handle().PID))
+		if _, err := os.Stat(own); err != nil {
+			t.Fatalf("the stand-in shares no memory: %v", err)
+		}
+		if how == "killed" {
+			if p, err := os.FindProcess(in.Handle().PID); err != nil || p.Kill() != nil {
+				t.Fatal(err)
+			}
+			<-in.Done()
+		} else if err := in.Stop(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(own); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: %s is left (%v)", how, own, err)
+		}
+		if _, err := os.Stat(stranger); err != nil {
+			t.Errorf("%s: somebody else's shared memory is gone: %v", how, err)
+		}
 	}
 }
 
