@@ -55,6 +55,28 @@ func FindTagged(prefix string) ([]Tagged, error) {
 	return out, nil
 }
 
+// Members lists the processes of an instance by their numbers: those that carry its tag, and those in the process group of
+// one that does. Programs that write a title of their own over their environment are found by the latter only.
+func Members(prefix, instanceID string) ([]int, error) {
+	tagged, err := FindTagged(prefix)
+	if err != nil {
+		return nil, err
+	}
+	pids, groups := map[int]bool{}, map[int]bool{}
+	for _, t := range tagged {
+		if t.InstanceID == instanceID {
+			pids[t.PID], groups[t.Group] = true, true
+		}
+	}
+	var out []int
+	for _, st := range allStats() {
+		if !st.dead() && (pids[st.pid] || groups[st.group]) {
+			out = append(out, st.pid)
+		}
+	}
+	return out, nil
+}
+
 // tagOf returns the tag of a process, or "" if it has none or belongs to somebody else.
 func tagOf(st stat) string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", st.pid))

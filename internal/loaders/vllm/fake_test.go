@@ -30,6 +30,17 @@ func standIn(args []string) int {
 		fmt.Println("0.32.0" + map[bool]string{false: "+cpu"}[filepath.Base(os.Args[0]) == cudaName])
 		return 0
 	}
+	if args[0] == "--share" {
+		if err := shareMemory(args[1]); err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		fmt.Println("mapped")
+		end := make(chan os.Signal, 1)
+		signal.Notify(end, syscall.SIGTERM)
+		<-end
+		return 0
+	}
 	model := args[1]
 	fl := flag.NewFlagSet("vllm", flag.ContinueOnError)
 	host, port := fl.String("host", "", ""), fl.Int("port", 0, "")
@@ -54,8 +65,13 @@ func standIn(args []string) int {
 		return 3
 	case f == "shared": // maps shared memory under a name that says nothing, as vLLM does
 		name := fmt.Sprintf("/dev/shm/psm_%08x", os.Getpid())
-		if err := shareMemory(name); err != nil {
-			fmt.Println(err)
+		child := exec.Command(os.Args[0], "--share", name)
+		child.Env = []string{"PATH=" + os.Getenv("PATH")} // vLLM's processes write their titles over their environment, our tag included
+		out, err := child.StdoutPipe()
+		if err != nil || child.Start() != nil {
+			return 1
+		}
+		if _, err := out.Read(make([]byte, 1)); err != nil { // it has mapped it
 			return 1
 		}
 		fmt.Println("shares " + name)

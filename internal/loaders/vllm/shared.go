@@ -41,16 +41,13 @@ func (b *sharedBook) look(now bool) {
 	if !now && time.Since(b.last) < lookEvery {
 		return
 	}
-	tagged, err := process.FindTagged(b.prefix)
+	pids, err := process.Members(b.prefix, b.instance)
 	if err != nil {
 		return // the next look may do
 	}
 	before := len(b.known)
-	for _, t := range tagged {
-		if t.InstanceID != b.instance {
-			continue
-		}
-		for _, name := range mapped(t.PID) {
+	for _, pid := range pids {
+		for _, name := range mapped(pid) {
 			if !slices.Contains(b.known, name) {
 				b.known = append(b.known, name)
 			}

@@ -21,7 +21,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && (os.Args[1] == "serve" || os.Args[1] == "--version") {
+	if len(os.Args) > 1 && (os.Args[1] == "serve" || os.Args[1] == "--version" || os.Args[1] == "--share") {
 		os.Exit(standIn(os.Args[1:]))
 	}
 	os.Exit(loadertest.Main(m, func() *loadertest.Harness { h := harness(mustTemp()); return &h }))
