@@ -43,9 +43,19 @@ func give(t *testing.T, gate chan struct{}, n int) {
 	}
 }
 
+// artifactIs waits for the state of the files, and for the actor to be done with what brought it about: it stores a state
+// before it shows it.
 func (r *rig) artifactIs(id string, want registry.ArtifactState) registry.Runtime {
 	r.t.Helper()
-	return r.until(id, "with its files "+string(want), func(rt registry.Runtime) bool { return rt.Artifact == want })
+	rt := r.until(id, "with its files "+string(want), func(rt registry.Runtime) bool { return rt.Artifact == want })
+	a, err := r.actor(r.ctx(), id)
+	if err == nil {
+		err = a.do(r.ctx(), func() error { return nil })
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return rt
 }
 
 func TestFetchWithoutLoad(t *testing.T) {
