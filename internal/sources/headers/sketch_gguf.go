@@ -30,6 +30,19 @@ func SketchGGUF(files []registry.File, open Opener, hints Hints) (registry.Facts
 		d.size[f.Path] = f.Size
 		bytes += f.Size
 	}
+	if len(files) > 1 && bytes <= sketchGGUF { // all of them cost no more than the one read
+		var shards []GGUF
+		for _, one := range files {
+			if err := d.read(one.Path, func(r io.ReaderAt, size int64) error {
+				g, err := ScanGGUF(r, size)
+				shards = append(shards, g)
+				return err
+			}); err != nil {
+				return registry.Facts{}, err
+			}
+		}
+		return CombineGGUF(shards)
+	}
 	first := files[0].Path
 	var f registry.Facts
 	err := d.read(first, func(r io.ReaderAt, size int64) error {

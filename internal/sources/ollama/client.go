@@ -117,6 +117,7 @@ func (s *session) relogin(ctx context.Context, answer *http.Response, used strin
 
 // get asks the registry, logging in when it wants that. The answer's status is anything but 401.
 func (s *session) get(ctx context.Context, client *http.Client, u *url.URL, header http.Header) (*http.Response, error) {
+	ours := 0 // refusals of what was the newest login, and not one that another request has renewed meanwhile
 	for try := 0; ; try++ {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), http.NoBody)
 		if err != nil {
@@ -137,7 +138,10 @@ func (s *session) get(ctx context.Context, client *http.Client, u *url.URL, head
 			return resp, nil
 		}
 		_ = resp.Body.Close() // only its headers matter
-		if try == 2 {
+		if s.authorization() == used {
+			ours++
+		}
+		if ours == 3 || try == 20 {
 			return nil, s.refused(resp)
 		}
 		if err := s.relogin(ctx, resp, used); err != nil {

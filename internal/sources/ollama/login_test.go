@@ -32,6 +32,7 @@ import (
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 	"github.com/industriverse/llmmodelmanager/internal/sources"
+	"github.com/industriverse/llmmodelmanager/internal/sources/fetch"
 	"github.com/industriverse/llmmodelmanager/internal/sources/ollama"
 	"github.com/industriverse/llmmodelmanager/internal/sources/ollama/ollamatest"
 	"github.com/industriverse/llmmodelmanager/internal/sources/sourcetest"
@@ -317,7 +318,10 @@ func TestTokenExpires(t *testing.T) {
 		left--
 		return false
 	})
-	_, a, err := bring(t, newSource(t, t.TempDir(), insecure(gate.host)), ref(gate.host+"/team/m:1"))
+	// One request after the other: of several at once, each may find that the others have used the new token up.
+	_, a, err := bring(t, newSource(t, t.TempDir(), func(o *ollama.Options) {
+		o.Insecure, o.Fetcher = []string{gate.host}, fetch.New(fetch.Options{MinFree: -1, Connections: 1})
+	}), ref(gate.host+"/team/m:1"))
 	if err != nil || !exists(t, a.Path) {
 		t.Fatal(err)
 	}
