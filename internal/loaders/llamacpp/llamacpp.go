@@ -27,6 +27,7 @@ const goodbye = "cmd_router_to_child:exit"
 type Options struct {
 	Path       string   // the program, from a flag; found if empty
 	SearchDirs []string // folders that hold llamacpp/VERSION/llama-server, as Install makes them
+	Archive    string   // the archive of the sources that Install builds; it downloads them if empty
 	TagPrefix  string   // the installation; see process.FindTagged
 	Logger     *slog.Logger
 }
