@@ -32,9 +32,10 @@ type actor struct {
 	drained  func()        // called when active becomes 0 while draining
 	idle     *time.Timer
 	retry    *time.Timer
-	lastSave time.Time   // of LastUsedAt
-	as       LoadOptions // how the instance was loaded, so that a restart does the same
-	closing  bool        // the server ends: what the model should be is kept for the next start
+	lastSave time.Time              // of LastUsedAt
+	as       LoadOptions            // how the instance was loaded, so that a restart does the same
+	closing  bool                   // the server ends: what the model should be is kept for the next start
+	untold   []registry.ModelStatus // states that show tells when others can see them
 }
 
 // view is what others may read of an actor at any time.
@@ -155,6 +156,8 @@ func (a *actor) post(f func()) {
 	}
 }
 
+// show lets others see the state as it is now, and then tells them of the changes since the last time: who looks because
+// of an event must not find the state from before it.
 func (a *actor) show() {
 	v := &view{rt: a.rt, inst: a.inst, fetching: a.fetch != nil}
 	switch {
@@ -168,6 +171,10 @@ func (a *actor) show() {
 		v.track, v.loadTask = a.fetch.track, true
 	}
 	a.view.Store(v)
+	for _, st := range a.untold {
+		a.m.bus.Publish(registry.EventModelStatus, a.id, st)
+	}
+	a.untold = nil
 }
 
 // move changes the runtime state by the transition table, stores it and tells everybody. A move that the table does
@@ -229,6 +236,7 @@ func (a *actor) save(next registry.Runtime) error {
 	return nil
 }
 
+// tell notes a change for show.
 func (a *actor) tell() {
 	st := registry.ModelStatus{ModelID: a.id, Status: registry.DeriveStatus("", a.rt.Artifact, a.rt.State), Device: a.rt.Device, Engine: a.rt.Engine, Operation: a.rt.OperationID, Failure: a.rt.Failure}
 	switch {
@@ -237,7 +245,7 @@ func (a *actor) tell() {
 	case a.fetch != nil:
 		st.Percent, st.Operation = a.fetch.track.percent(), a.fetch.track.op.ID
 	}
-	a.m.bus.Publish(registry.EventModelStatus, a.id, st)
+	a.untold = append(a.untold, st)
 }
 
 // must logs a move that should have been possible: the table and this file disagree, which is a bug of ours.
@@ -579,6 +587,7 @@ func (a *actor) dropLoad(why string) error {
 	j.cancel()
 	if !starting {
 		a.load = nil
+		a.show()
 		j.track.finish(context.Canceled, why)
 	}
 	return nil

@@ -76,6 +76,7 @@ func (a *actor) requestUnload(o UnloadOptions) (registry.Operation, bool, error)
 		a.m.live.Delete(t.op.ID)
 		return registry.Operation{}, false, err
 	}
+	a.show()
 	t.finish(nil, "It was not loaded.")
 	return t.snapshot(), false, nil
 }
