@@ -130,6 +130,49 @@ type Estimator interface {
 	Estimate(m registry.Model, a registry.Artifact, device registry.Device) registry.Footprint
 }
 
+// Awake is a Sleeper that may not be able to sleep after all.
+type Awake interface {
+	// WhyAwake says why this instance cannot sleep and what would change that, as one sentence; "" if it can sleep.
+	WhyAwake() string
+}
+
+// Judge is a loader that can tell before a load whether its engine would take a model.
+type Judge interface {
+	// Judge says what speaks against loading the model on this kind of device (DeviceCPU or DeviceCUDA) with the engine
+	// that v describes. f is what is known of the files, often nothing. It is quick; the zero Objection means that nothing
+	// speaks against it as far as is known.
+	Judge(m registry.Model, f registry.Facts, device registry.Device, v Version) Objection
+}
+
+// Objection is what speaks against loading a model with an engine.
+type Objection struct {
+	Why string // completes "Ollama …", for example "cannot convert the architecture X"; "" nothing
+	// Sure is false where the engine may still load it: such a one is taken when there is no better.
+	Sure bool
+}
+
+// Parts is a loader whose engine is several programs.
+type Parts interface {
+	// Parts looks at each of them. It may start them to ask their versions, within ctx.
+	Parts(ctx context.Context) []registry.EnginePart
+}
+
+// Installer is a loader whose engine this program can install by itself, as dir/NAME/VERSION.
+type Installer interface {
+	// Offered is the version that Install brings.
+	Offered() string
+
+	// Install makes the engine usable, below dir. It is resumable and leaves either a working engine or none. Progress is
+	// StageFetch, StageVerify, StageEngine and StageReady.
+	Install(ctx context.Context, dir string, report func(registry.Progress)) error
+}
+
+// Borrower is a loader whose engine, as Install makes it, needs files of another engine that was installed.
+type Borrower interface {
+	// Borrows reports whether it needs what is below folder.
+	Borrows(folder string) bool
+}
+
 // Authenticator is an instance whose engine answers only to those who know its key, so that other users of the
 // machine cannot use it behind the gateway's back.
 type Authenticator interface {

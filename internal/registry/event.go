@@ -60,18 +60,3 @@ type ManifestStatus struct {
 	// not count as pending; they are tried again when the model or the file is changed.
 	Refused []FieldError `json:"refused,omitempty"`
 }
-
-// EngineStatus says whether an engine can be used on this host.
-type EngineStatus struct {
-	Name         string   `json:"name"`
-	Title        string   `json:"title"`
-	Usable       bool     `json:"usable"`
-	Version      string   `json:"version,omitempty"`
-	Path         string   `json:"path,omitempty"`
-	Devices      []Device `json:"devices,omitempty"` // what this build can use
-	Problem      string   `json:"problem,omitempty"`
-	HowToGet     string   `json:"how_to_get,omitempty"`
-	Installable  bool     `json:"installable,omitempty"` // llmm engine install NAME works here
-	Formats      []Format `json:"formats,omitempty"`
-	Experimental bool     `json:"experimental,omitempty"`
-}

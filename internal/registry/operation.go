@@ -12,7 +12,15 @@ const (
 	OperationFetch   OperationKind = "fetch"
 	OperationImport  OperationKind = "import"
 	OperationInstall OperationKind = "install" // of an engine; Subject is the engine's name
+
+	OperationRemove   OperationKind = "remove"    // of an engine that was installed from here
+	OperationSelfTest OperationKind = "self_test" // of an engine: a tiny model is loaded, asked and unloaded
 )
+
+// OfEngine reports whether the operation's subject is an engine and not a model.
+func (k OperationKind) OfEngine() bool {
+	return k == OperationInstall || k == OperationRemove || k == OperationSelfTest
+}
 
 // OperationState says how far an operation is.
 type OperationState string
@@ -113,13 +121,23 @@ const (
 	StageDrain   StageName = "drain"
 	StageStop    StageName = "stop"
 	StageRelease StageName = "release"
+
+	StageCheck  StageName = "check"  // of a self-test: the engine is found
+	StageMake   StageName = "make"   // a tiny model is made
+	StageLoad   StageName = "load"   // the model is loaded
+	StageAsk    StageName = "ask"    // it is asked once
+	StageUnload StageName = "unload" // the model is unloaded
+	StageRemove StageName = "remove" // files are removed
 )
 
-// LoadStages, FetchStages and UnloadStages are the stages in the order in which they are passed.
+// LoadStages and its siblings are the stages of each kind of operation, in the order in which they are passed.
 var (
 	FetchStages  = []StageName{StageResolve, StageQueue, StageFetch, StageVerify}
 	LoadStages   = []StageName{StageResolve, StageQueue, StageFetch, StageVerify, StageReserve, StageEngine, StageWeights, StageWarmup, StageReady}
 	UnloadStages = []StageName{StageDrain, StageStop, StageRelease}
+
+	SelfTestStages = []StageName{StageCheck, StageMake, StageLoad, StageAsk, StageUnload}
+	RemoveStages   = []StageName{StageCheck, StageRemove}
 )
 
 // Unit says what Done and Total of a progress count.

@@ -76,7 +76,7 @@ func TestListsAreComplete(t *testing.T) {
 		"Code": sorted(registry.Codes), "EventKind": sorted(registry.EventKinds), "Status": sorted(registry.Statuses),
 		"SourceType": sorted(registry.SourceTypes), "Format": sorted(registry.Formats), "Device": sorted(registry.Devices),
 		"Role":      sorted(registry.Roles),
-		"StageName": sorted(slices.Concat(registry.LoadStages, registry.UnloadStages)),
+		"StageName": slices.Compact(sorted(slices.Concat(registry.LoadStages, registry.UnloadStages, registry.SelfTestStages, registry.RemoveStages))),
 	} {
 		if want := constants(t, typeName); !slices.Equal(want, list) {
 			t.Errorf("the list of %s is %v, the constants are %v", typeName, list, want)

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/architectures"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/httpengine"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/params"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
@@ -36,6 +37,7 @@ type Options struct {
 type Loader struct {
 	o     Options
 	known builds
+	arch  architectures.Book
 }
 
 // New returns the loader. It looks at nothing yet.

@@ -26,6 +26,7 @@ import (
 	"github.com/ollama/ollama/api"
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/architectures"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/httpengine"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/params"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
@@ -54,6 +55,7 @@ type Options struct {
 type Loader struct {
 	o     Options
 	known programs
+	arch  architectures.Book
 }
 
 var (

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/architectures"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/httpengine"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/params"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
@@ -35,6 +36,7 @@ type Options struct {
 type Loader struct {
 	o     Options
 	known environments
+	arch  architectures.Book
 }
 
 // New returns the loader. It looks at nothing yet.

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/architectures"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/httpengine"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/params"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
@@ -35,6 +36,7 @@ type Options struct {
 type Loader struct {
 	o     Options
 	found finder
+	arch  architectures.Book
 }
 
 var (
@@ -199,6 +201,14 @@ func (in *Instance) Wake(ctx context.Context) error {
 		return err
 	}
 	return in.tell(ctx, "/reset_prefix_cache", nil)
+}
+
+// WhyAwake says why the model cannot sleep; see loaders.Awake.
+func (in *Instance) WhyAwake() string {
+	if in.level > 0 {
+		return ""
+	}
+	return "vLLM lets a model sleep only on a GPU and with sleep_mode: true in its loader settings, which this one was loaded without"
 }
 
 // tell sends a command to the engine.
