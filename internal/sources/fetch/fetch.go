@@ -60,8 +60,11 @@ type File struct {
 type Job struct {
 	Source registry.SourceType // whose bandwidth limit counts
 	Files  []File
+	// Here is how many files of the model are in their places already, and Of is how many it has with those of this job;
+	// 0 is len(Files). Msg counts them.
+	Here, Of int
 	// Report is called from one goroutine at a time with StageFetch, UnitBytes and a Msg that tells how many files are
-	// done. Done never shrinks. It may be nil.
+	// done. Done begins with what earlier fetches have left in the partial files, and never shrinks. It may be nil.
 	Report func(registry.Progress)
 }
 

@@ -21,6 +21,7 @@ type file struct {
 	data    *os.File // set while it is open
 	journal *journal
 
+	kept      int64 // bytes that its journal told of before it was opened
 	done      spans
 	dirty     int64 // bytes written since the last sync
 	leases    []*lease
@@ -96,6 +97,7 @@ func (r *run) open(f *file) {
 		r.opening--
 	}
 	f.waiting = false
+	r.kept -= f.kept // from here on it is counted as it is
 	switch {
 	case err != nil:
 		f.close()
@@ -206,6 +208,35 @@ func (f *file) recall() (h history, synced bool, err error) {
 	synced = h.identity.BootID != id.BootID
 	h.identity = id
 	return h, synced, nil
+}
+
+// peek returns how many bytes are there as far as the journal tells, without opening the file: it may be another process's
+// now, and recall says what really counts.
+func (f *file) peek() int64 {
+	h, ok := peek(f.journalPath())
+	if !ok || h.identity.content() != f.identity().content() {
+		return 0
+	}
+	return h.done.bytes()
+}
+
+// Kept returns how many bytes of a file an earlier fetch has left at partial, as far as can be told before its digest is
+// known. tag is the File's. It is for progress that is told before a Run, and for lists of what is unfinished.
+func Kept(partial string, size int64, tag string) int64 {
+	h, ok := peek((&file{File: File{Partial: partial}}).journalPath())
+	if !ok || h.identity.Size != size || h.identity.Tag != tag {
+		return 0
+	}
+	return h.done.bytes()
+}
+
+func peek(journal string) (history, bool) {
+	raw, err := readLimited(journal, journalMax)
+	if err != nil || raw == nil {
+		return history{}, false
+	}
+	h, err := decodeJournal(raw, bootID())
+	return h, err == nil
 }
 
 // readLimited reads a file of at most limit bytes; a longer one is no journal.

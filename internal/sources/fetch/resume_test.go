@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -75,6 +76,40 @@ func TestCancel(t *testing.T) {
 	}
 	if first < before.done.bytes() || reported > before.done.bytes()+16*minBlock {
 		t.Errorf("progress was %d at the end, %d were kept, and it went on at %d", reported, before.done.bytes(), first)
+	}
+}
+
+// TestProgressOfTheWhole: what an earlier fetch has left counts from the first report on, also of files that are not
+// opened yet, and so do the files that are in their places.
+func TestProgressOfTheWhole(t *testing.T) {
+	const files, size, kept = 30, 1 << 20, 512 << 10
+	dir, served := t.TempDir(), map[string][]byte{}
+	for i := range files {
+		served[fmt.Sprintf("f%02d", i)] = content(size, uint64(i))
+	}
+	h := newHub(t, served)
+	job := h.job(dir)
+	for _, one := range job.Files {
+		f := &file{File: one}
+		must(t, os.MkdirAll(filepath.Dir(f.Partial), 0o700))
+		must(t, os.WriteFile(f.Partial, served[one.Name][:kept], 0o600))
+		j, err := writeJournal(f.journalPath(), history{identity: f.identity(), done: spans{{0, kept}}}, true)
+		must(t, err)
+		j.close()
+	}
+	job.Here, job.Of = 2, files+3
+	var told []registry.Progress
+	job.Report = func(p registry.Progress) { told = append(told, p) }
+	must(t, hasty(Options{}).Run(within(t), job))
+	first, last := told[0], told[len(told)-1]
+	if first.Done != files*kept || first.Total != files*size || first.Msg != "2 of 33 files" {
+		t.Errorf("it began with %+v", first)
+	}
+	if last.Done != files*size || last.Msg != "32 of 33 files" {
+		t.Errorf("it ended with %+v", last)
+	}
+	if n := h.served.Load(); n != files*(size-kept) {
+		t.Errorf("%d bytes were served, want %d", n, files*(size-kept))
 	}
 }
 

@@ -42,6 +42,7 @@ type run struct {
 	latency   time.Duration // until an answer begins, usually
 	usual     float64       // rate of one connection, bytes per second
 	done      int64         // bytes that are in the partial files or committed
+	kept      int64         // bytes of files that are not open yet, as their journals tell
 	paused    time.Time     // nothing new is asked for until then
 	why       string        // what was waited for last
 	whyAt     time.Time
@@ -79,6 +80,12 @@ func (f *Fetcher) newRun(ctx context.Context, job Job) (*run, error) {
 	}
 	if err := checkSpace(r.files, f.o.MinFree); err != nil {
 		return nil, err
+	}
+	if job.Report != nil {
+		for _, f := range r.files {
+			f.kept = f.peek()
+			r.kept += f.kept
+		}
 	}
 	r.ctx, r.cancel = context.WithCancel(ctx)
 	r.pace = newPace(f.o.Connections, f.o.Now())
@@ -326,7 +333,7 @@ func (r *run) waitsFor(now time.Time, wait time.Duration, err error) {
 func (r *run) report(last bool) {
 	r.mu.Lock()
 	now := r.f.o.Now()
-	done := r.done
+	done := r.done + r.kept
 	flowing := false
 	for _, l := range r.leases {
 		done += l.filled.Load()
@@ -335,7 +342,7 @@ func (r *run) report(last bool) {
 	// A file that starts again loses bytes; what was told is not taken back.
 	r.highest = min(max(r.highest, done), r.total)
 	p := registry.Progress{Stage: registry.StageFetch, Done: r.highest, Total: r.total, Unit: registry.UnitBytes,
-		Msg: fmt.Sprintf("%d of %d files", r.finished, len(r.files))}
+		Msg: fmt.Sprintf("%d of %d files", r.job.Here+r.finished, max(r.job.Of, r.job.Here+len(r.files)))}
 	if r.why != "" && !flowing && !last {
 		p.Msg += ". " + r.why
 	}

@@ -50,6 +50,8 @@ type download struct {
 	mode   os.FileMode
 	report func(registry.Progress)
 	done   int64 // bytes that are in their place
+	files  int   // and how many files
+	kept   int64 // bytes that earlier fetches have left of the others
 	told   int64 // bytes that were reported, which never shrinks
 }
 
@@ -72,7 +74,7 @@ func (d *download) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.tell(0, "")
+	d.tell(d.kept, "")
 	if len(missing) > 0 {
 		if err := d.begin(ctx, missing); err != nil {
 			return err
@@ -116,9 +118,13 @@ func (d *download) open() ([]registry.File, error) {
 	for _, f := range d.snap.Files {
 		if d.repo.where(d.snap.Revision, f) == linked {
 			d.done += f.Size
+			d.files++
 			continue
 		}
 		missing = append(missing, f)
+		if hash40.MatchString(f.ETag) || hash64.MatchString(f.ETag) { // without one begin refuses it
+			d.kept += fetch.Kept(d.partial(f), f.Size, f.ETag)
+		}
 	}
 	return missing, nil
 }
@@ -238,11 +244,13 @@ func (d *download) get(ctx context.Context, got []held, byContent map[string][]r
 		}
 		return nil
 	}
-	job := fetch.Job{Source: registry.SourceHuggingFace, Report: func(p registry.Progress) { d.tell(p.Done, p.Msg) }}
+	job := fetch.Job{Source: registry.SourceHuggingFace, Of: len(d.snap.Files), Report: func(p registry.Progress) { d.tell(p.Done, p.Msg) }}
 	var size int64 // of everything that is in its place afterwards, copies included
+	count := d.files
 	for _, h := range got {
 		for _, same := range byContent[h.file.ETag] {
 			size += same.Size
+			count++
 		}
 		if d.repo.hasBlob(h.file) {
 			if err := link(h.file); err != nil {
@@ -256,6 +264,7 @@ func (d *download) get(ctx context.Context, got []held, byContent map[string][]r
 		}
 		job.Files = append(job.Files, f)
 	}
+	job.Here = count - len(job.Files)
 	if len(job.Files) > 0 {
 		if err := d.source.fetcher.Run(ctx, job); err != nil {
 			if failedAs(err, registry.FailureCorruptFile) {
@@ -271,9 +280,13 @@ func (d *download) get(ctx context.Context, got []held, byContent map[string][]r
 		}
 	}
 	d.done += size
+	d.files = count
 	d.tell(0, "")
 	return ctx.Err()
 }
+
+// partial is where a file grows.
+func (d *download) partial(f registry.File) string { return d.repo.on("blobs", f.ETag+partialSuffix) }
 
 // file says how one file is fetched and where it belongs.
 func (d *download) file(h held, link func(registry.File) error) (fetch.File, error) {
@@ -293,7 +306,7 @@ func (d *download) file(h held, link func(registry.File) error) (fetch.File, err
 	}
 	return fetch.File{
 		Name: f.Path, Size: f.Size, Digest: digest, Tag: f.ETag, Remote: d.source.remote(d.look, d.snap.Revision, f),
-		Partial: d.repo.on("blobs", f.ETag+partialSuffix),
+		Partial: d.partial(f),
 		Present: func() bool { return d.repo.hasBlob(f) },
 		Commit: func(path string) error {
 			if err := os.Chmod(path, d.mode); err != nil {

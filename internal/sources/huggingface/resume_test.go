@@ -43,7 +43,19 @@ func TestResumeAfterCancel(t *testing.T) {
 	r.hub.Put(t, "org/tiny", map[string][]byte{"tiny.gguf": content})
 	r.cancelled(gguf("org/tiny"), 2<<20)
 	r.hub.Forget()
-	a := r.fetch(r.source, gguf("org/tiny"))
+	snap := r.resolve(r.source, gguf("org/tiny"))
+	var first *registry.Progress
+	a, err := r.source.Fetch(within(t), snap, func(p registry.Progress) {
+		if first == nil {
+			first = &p
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first.Done < 1<<20 || first.Total != int64(len(content)) {
+		t.Errorf("after 2 MiB of %d bytes it went on with %+v", len(content), first)
+	}
 	if got, err := os.ReadFile(a.Path); err != nil || !bytes.Equal(got, content) {
 		t.Fatalf("it is not what was put: %v", err)
 	}

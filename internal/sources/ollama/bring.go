@@ -115,6 +115,7 @@ func (s *Source) manifestOf(ctx context.Context, snap sources.Snapshot, name Nam
 // bring fetches the blobs that are missing.
 func (s *Source) bring(ctx context.Context, name Name, creds credentials, m *manifest, p *progress) error {
 	var missing []layer
+	var kept int64
 	p.here = 0
 	for _, f := range m.files() {
 		l := layer{Digest: "sha256:" + f.SHA256, Size: f.Size}
@@ -122,6 +123,7 @@ func (s *Source) bring(ctx context.Context, name Name, creds credentials, m *man
 			p.here += l.Size
 		} else {
 			missing = append(missing, l)
+			kept += fetch.Kept(s.partial(l.file()), l.Size, l.Digest)
 		}
 	}
 	if len(missing) == 0 {
@@ -131,10 +133,10 @@ func (s *Source) bring(ctx context.Context, name Name, creds credentials, m *man
 	if err != nil {
 		return err
 	}
-	if err := p.say(p.here, fmt.Sprintf("Fetching %d of %d files from %s.", len(missing), len(m.files()), se.base.Host)); err != nil {
+	if err := p.say(p.here+kept, fmt.Sprintf("Fetching %d of %d files from %s.", len(missing), len(m.files()), se.base.Host)); err != nil {
 		return err
 	}
-	job := fetch.Job{Source: registry.SourceOllama, Report: func(r registry.Progress) { _ = p.say(p.here+r.Done, r.Msg) }} // a cancelled ctx ends Run as well
+	job := fetch.Job{Source: registry.SourceOllama, Here: len(m.files()) - len(missing), Report: func(r registry.Progress) { _ = p.say(p.here+r.Done, r.Msg) }} // a cancelled ctx ends Run as well
 	for _, l := range missing {
 		job.Files = append(job.Files, fetch.File{
 			Name: l.path(), Size: l.Size, Digest: fetch.Digest{Kind: fetch.SHA256, Sum: l.sum()}, Tag: l.Digest,

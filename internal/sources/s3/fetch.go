@@ -139,15 +139,17 @@ func (j *job) verify(ctx context.Context, folder string, r record) (registry.Art
 // download brings the blobs that are not there yet.
 func (j *job) download(ctx context.Context) error {
 	var missing []int
-	var have int64
+	var have, kept int64
 	for i, f := range j.snap.Files {
-		if isWhole(j.home.blob(blobName(j.prefix+f.Path, f)), f.Size) {
+		blob := j.home.blob(blobName(j.prefix+f.Path, f))
+		if isWhole(blob, f.Size) {
 			have += f.Size
 		} else {
 			missing = append(missing, i)
+			kept += fetch.Kept(j.home.partial(filepath.Base(blob)), f.Size, f.ETag)
 		}
 	}
-	j.fetched(have, fmt.Sprintf("%d of %d files are to be fetched.", len(missing), len(j.snap.Files)))
+	j.fetched(have+kept, fmt.Sprintf("%d of %d files are to be fetched.", len(missing), len(j.snap.Files)))
 	known, err := j.heads(ctx, missing)
 	if err != nil {
 		return err
@@ -165,7 +167,7 @@ func (j *job) download(ctx context.Context) error {
 			Commit:  func(partial string) error { return os.Rename(partial, blob) },
 		})
 	}
-	return j.source.fetcher.Run(ctx, fetch.Job{Source: registry.SourceS3, Files: files, Report: func(p registry.Progress) {
+	return j.source.fetcher.Run(ctx, fetch.Job{Source: registry.SourceS3, Files: files, Here: len(j.snap.Files) - len(missing), Report: func(p registry.Progress) {
 		p.Done += have
 		j.progress(p)
 	}})
