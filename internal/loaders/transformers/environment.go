@@ -25,7 +25,9 @@ type environment struct {
 	Cuda         string `json:"cuda"` // the CUDA that torch was built with; "" none
 	Transformers string `json:"transformers"`
 	Safetensors  string `json:"safetensors"`
-	Site         string `json:"site"` // where packages are installed
+	ONNXRuntime  string `json:"onnxruntime"`      // "" none
+	ONNXOnCUDA   bool   `json:"onnxruntime_cuda"` // it is the build with CUDA
+	Site         string `json:"site"`             // where packages are installed
 }
 
 func (e environment) devices() []registry.Device {
@@ -47,8 +49,11 @@ try:
     with open(os.path.join(os.path.dirname(u.find_spec("torch").origin), "version.py")) as f: exec(f.read(), ns)
     cuda, torch = ns.get("cuda") or "", str(ns.get("__version__") or torch)
 except Exception: pass
+def onnx_on_cuda():
+    try: return os.path.exists(os.path.join(os.path.dirname(u.find_spec("onnxruntime").origin), "capi", "libonnxruntime_providers_cuda.so"))
+    except Exception: return False
 print(json.dumps({"python": sys.version.split()[0], "torch": torch, "cuda": cuda, "transformers": version("transformers"),
-                  "safetensors": version("safetensors"), "site": sysconfig.get_paths()["purelib"]}))
+                  "safetensors": version("safetensors"), "onnxruntime": version("onnxruntime-gpu") or version("onnxruntime"), "onnxruntime_cuda": onnx_on_cuda(), "site": sysconfig.get_paths()["purelib"]}))
 `
 
 // stamp changes when the interpreter or its packages do.

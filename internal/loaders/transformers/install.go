@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,11 +36,16 @@ const bundled = "5.23.0"
 // The rest of CUDA is linked to torch, whose build for the CPU alone is not in the package index.
 var needless = []string{"triton", "cuda-bindings", "cuda-pathfinder", "cuda-toolkit", "nvidia-cuda-cccl", "nvidia-nvtx"}
 
-// Install makes dir/transformers/VERSION, a Python environment; dir is one of the SearchDirs. It takes minutes and, while
-// it runs, twice the gigabytes. Progress is StageFetch (bytes), StageVerify (a first import) and StageReady. What was
-// downloaded is kept in dir/build/transformers until all is done, so that an interrupted one goes on; the environment
-// appears whole or not at all. When ctx ends, nothing of it runs any more. Errors are CodeUnavailable (no Python that
-// will do, or the download failed), CodeConflict (another install runs) or CodeInternal.
+// packagesFile is a file of the environment with the list that it was made by. An environment with another list, or none, is
+// brought up to date by the next Install: only what differs is fetched.
+const packagesFile = "llmm-packages.txt"
+
+// Install makes dir/transformers/VERSION, a Python environment, or brings the one that is there up to date; dir is one of
+// the SearchDirs. It takes minutes and, while it runs, twice the gigabytes. Progress is StageFetch (bytes), StageVerify (a
+// first import) and StageReady. What was downloaded is kept in dir/build/transformers until all is done, so that an
+// interrupted one goes on; the environment appears whole or not at all. What somebody has installed into it beside our
+// packages stays. When ctx ends, nothing of it runs any more. Errors are CodeUnavailable (no Python that will do, or the
+// download failed), CodeConflict (another install runs) or CodeInternal.
 func (l *Loader) Install(ctx context.Context, dir string, report func(registry.Progress)) error {
 	prefix := l.o.TagPrefix
 	if prefix == "" {
@@ -59,8 +65,10 @@ type installer struct {
 }
 
 func (in *installer) run(ctx context.Context) error {
-	final := filepath.Join(in.dir, Name, bundled)
-	if _, err := inspect(ctx, filepath.Join(final, "bin", "python")); err == nil {
+	final, packages := filepath.Join(in.dir, Name, bundled), chosen(requirements, hasGPU())
+	_, err := inspect(ctx, filepath.Join(final, "bin", "python"))
+	works := err == nil
+	if made, err := os.ReadFile(filepath.Join(final, packagesFile)); works && err == nil && string(made) == packages {
 		in.say(registry.StageReady, 0, 0, "Transformers "+bundled+" is installed")
 		return nil
 	}
@@ -84,23 +92,36 @@ func (in *installer) run(ctx context.Context) error {
 		return err
 	}
 	env := filepath.Join(in.work, "env")
-	if err := in.fill(ctx, uv, python, env); err != nil {
+	if err := os.RemoveAll(env); err != nil {
+		return failed(err, "Cannot clear %s: %v", env, err)
+	}
+	// The copy shares its files with the one that is there, and so takes neither time nor room.
+	cloned := works && linkTree(ctx, final, env) == nil
+	if err := in.fill(ctx, uv, python, env, packages, cloned); err != nil {
 		return err
 	}
 	in.say(registry.StageVerify, 0, 0, "Importing torch and transformers for the first time")
-	if err := in.tool(ctx, []string{filepath.Join(env, "bin", "python"), "-c", "import torch, transformers, safetensors, accelerate, sentencepiece; from transformers import AutoConfig; torch.ones(2).sum()"}, nil); err != nil {
+	if err := in.tool(ctx, []string{filepath.Join(env, "bin", "python"), "-c", "import torch, transformers, safetensors, accelerate, sentencepiece, onnxruntime; from transformers import AutoConfig; torch.ones(2).sum()"}, nil); err != nil {
 		return explained(err, "The environment was made, and torch or transformers cannot be imported in it")
 	}
 	if _, err := inspect(ctx, filepath.Join(env, "bin", "python")); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(final); err != nil { // one that does not work: it was looked at first
+	if err := os.WriteFile(filepath.Join(env, packagesFile), []byte(packages), 0o644); err != nil { //nolint:gosec // as readable as the rest of it
+		return failed(err, "Cannot write into %s: %v", env, err)
+	}
+	// Removing takes seconds, in which nobody should find nothing.
+	old := filepath.Join(in.work, "old")
+	if err := os.RemoveAll(old); err != nil {
+		return failed(err, "Cannot clear %s: %v", old, err)
+	}
+	if err := os.Rename(final, old); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return failed(err, "Cannot replace %s: %v", final, err)
 	}
 	if err := os.Rename(env, final); err != nil {
 		return failed(err, "Cannot move the environment to %s: %v", final, err)
 	}
-	for _, name := range []string{"uv-cache", "boot"} {
+	for _, name := range []string{"uv-cache", "boot", "old"} {
 		_ = os.RemoveAll(filepath.Join(in.work, name)) // only takes space now
 	}
 	in.say(registry.StageReady, 0, 0, "Transformers "+bundled+" is installed")
@@ -194,21 +215,60 @@ func (in *installer) uv(ctx context.Context, python string) (string, error) {
 	return uv, nil
 }
 
-// fill makes the environment with all packages. Those that were fetched before are taken from uv's cache.
-func (in *installer) fill(ctx context.Context, uv, python, env string) error {
-	if err := os.RemoveAll(env); err != nil {
-		return failed(err, "Cannot clear %s: %v", env, err)
-	}
+// linkTree makes to a copy of the folder from: files are the same files under another name. On error nothing of it is left.
+func linkTree(ctx context.Context, from, to string) (err error) {
+	defer func() {
+		if err != nil {
+			_ = os.RemoveAll(to)
+		}
+	}()
+	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(to, rel)
+		switch {
+		case d.IsDir():
+			return os.Mkdir(target, 0o755)
+		case d.Type() == fs.ModeSymlink:
+			link, err := os.Readlink(path)
+			if err != nil {
+				return err
+			}
+			return os.Symlink(link, target)
+		case rel == packagesFile: // written anew, which must not change the old one
+			return nil
+		}
+		return os.Link(path, target)
+	})
+}
+
+// fill makes the environment with all packages, or adds to one that is there what it lacks. Those that were fetched before
+// are taken from uv's cache.
+func (in *installer) fill(ctx context.Context, uv, python, env, packages string, there bool) error {
 	req := filepath.Join(in.work, "requirements.txt")
-	if err := os.WriteFile(req, []byte(chosen(requirements, hasGPU())), 0o600); err != nil {
+	if err := os.WriteFile(req, []byte(packages), 0o600); err != nil {
 		return failed(err, "Cannot write %s: %v", req, err)
 	}
 	in.sizes = map[string]int64{}
-	in.say(registry.StageFetch, 0, 0, "Fetching torch and transformers (several gigabytes)")
-	for _, argv := range [][]string{
+	steps := [][]string{
 		{uv, "venv", "--relocatable", "--python", python, env},
 		{uv, "pip", "install", "--python", filepath.Join(env, "bin", "python"), "--no-deps", "--only-binary", ":all:", "--require-hashes", "--compile-bytecode", "-r", req},
-	} {
+	}
+	if there {
+		steps = steps[1:]
+		in.say(registry.StageFetch, 0, 0, "Fetching the packages that are new or have changed")
+	} else {
+		in.say(registry.StageFetch, 0, 0, "Fetching torch and transformers (several gigabytes)")
+	}
+	for _, argv := range steps {
 		if err := in.tool(ctx, argv, in.uvLine); err != nil {
 			return explained(err, "The packages could not be installed")
 		}
@@ -241,7 +301,7 @@ func (in *installer) uvLine(line string) {
 			total += n
 		}
 	}
-	in.say(registry.StageFetch, done, total, "Fetching torch and transformers")
+	in.say(registry.StageFetch, done, total, "Fetching packages")
 }
 
 // hasGPU reports whether this machine has an NVIDIA device.
