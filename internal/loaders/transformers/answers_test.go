@@ -2,7 +2,6 @@ package transformers_test
 
 import (
 	"bufio"
-	"context"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -112,50 +111,39 @@ print(json.dumps(k.decode(m.generate(**x, max_new_tokens=24, do_sample=False)[0]
 	t.Run("refusals", func(t *testing.T) { refusals(t, in) })
 }
 
-// hangUp leaves a long stream after its first event and waits until nothing runs.
+// hangUp leaves a long stream after its first event. What was asked for must then end in far less time than it takes whole.
 func hangUp(t *testing.T, in loaders.Instance) {
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	auth := in.(loaders.Authenticator).Authorization()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, in.Endpoint().BaseURL+"/v1/completions",
-		strings.NewReader(`{"prompt":"x","max_tokens":500,"stream":true,"ignore_eos":true}`))
-	if err != nil {
-		t.Fatal(err)
+	t.Helper()
+	// More than one batch, so that some of it waits.
+	body := map[string]any{"prompt": "x", "max_tokens": 200, "n": 16, "ignore_eos": true}
+	began := time.Now()
+	if code, got := ask(t, in, "/v1/completions", body); code != http.StatusOK {
+		t.Fatalf("status %d: %v", code, got)
 	}
-	req.Header.Set("Authorization", auth)
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	whole := time.Since(began)
+	body["stream"] = true
+	resp := open(t, in, "/v1/completions", body)
 	defer func() { _ = resp.Body.Close() }()
 	if !bufio.NewScanner(resp.Body).Scan() {
 		t.Fatal("the stream did not begin")
 	}
-	running := func() int {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, in.Endpoint().BaseURL+"/stats", nil)
-		if err != nil {
-			t.Fatal(err)
+	work := func() int {
+		code, got := get(t, in, "/stats")
+		if code != http.StatusOK {
+			t.Fatalf("status %d: %v", code, got)
 		}
-		req.Header.Set("Authorization", auth)
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = resp.Body.Close() }()
-		var s struct{ Running, Waiting int }
-		if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
-			t.Fatal(err)
-		}
-		return s.Running + s.Waiting
+		return int(got["running"].(float64) + got["waiting"].(float64))
 	}
-	if running() == 0 {
-		t.Skip("500 tokens were made before anybody could look") //nolint:forbidigo // nothing to cancel then
+	if n := work(); n != 16 {
+		t.Errorf("%d of 16 texts are at work when the stream begins", n)
 	}
-	cancel()
 	gone := time.Now()
-	for running() > 0 {
-		if time.Since(gone) > 30*time.Second {
-			t.Fatal("the work goes on after the client has gone")
+	if err := resp.Body.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for work() > 0 {
+		if since := time.Since(gone); since > whole/2 {
+			t.Fatalf("the work goes on %v after the client has gone; whole it takes %v", since, whole)
 		}
 	}
 }

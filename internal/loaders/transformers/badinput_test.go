@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,8 +20,13 @@ import (
 // copied returns a copy of a tiny model that a test may spoil.
 func copied(t *testing.T, name string) string {
 	t.Helper()
+	return copiedFrom(t, filepath.Join(models(t), name))
+}
+
+func copiedFrom(t *testing.T, path string) string {
+	t.Helper()
 	dir := filepath.Join(t.TempDir(), "model")
-	if err := os.CopyFS(dir, os.DirFS(filepath.Join(models(t), name))); err != nil {
+	if err := os.CopyFS(dir, os.DirFS(path)); err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -52,6 +58,65 @@ class Evil:
     def __reduce__(self): return (os.mkdir, (sys.argv[1],))
 torch.save({"bert.embeddings.word_embeddings.weight": Evil()}, sys.argv[2])
 `
+
+// ownCode returns a copy of the Llama at path that brings code of its own, and the folder that this code makes when it is
+// run, wherever and for whatever: for the config, the model, or only to look at it.
+func ownCode(t *testing.T, path string) (dir, ran string) {
+	t.Helper()
+	dir, ran = copiedFrom(t, path), filepath.Join(t.TempDir(), "ran")
+	edit(t, filepath.Join(dir, "config.json"), func(m map[string]any) {
+		m["model_type"], m["architectures"] = "own", []string{"OwnForCausalLM"}
+		m["auto_map"] = map[string]string{"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+	})
+	write(t, filepath.Join(dir, "own.py"), fmt.Sprintf(`
+import os
+os.makedirs(%q, exist_ok=True)
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits[..., 3] = 1e4  # the exclamation mark of the tests' tokenizer
+        return out
+`, ran))
+	return dir, ran
+}
+
+func notRun(t *testing.T, ran string) {
+	t.Helper()
+	if _, err := os.Stat(ran); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("code of the model was run (%v)", err)
+	}
+}
+
+// answersByOwnCode fails unless the model of ownCode answers as only its own code does.
+func answersByOwnCode(t *testing.T, in loaders.Instance, ran string) {
+	t.Helper()
+	if _, err := os.Stat(ran); err != nil {
+		t.Errorf("the model's code was not run: %v", err)
+	}
+	if got := in.Endpoint().ModelClass; got != "OwnForCausalLM" {
+		t.Errorf("the class is %s", got)
+	}
+	code, got := ask(t, in, "/v1/completions", map[string]any{"prompt": "x", "max_tokens": 4, "temperature": 0})
+	if code != http.StatusOK || got["choices"].([]any)[0].(map[string]any)["text"] != "!!!!" {
+		t.Errorf("status %d: %v", code, got)
+	}
+}
+
+// TestTrustedCode loads a model with code of its own and trust_remote_code, and the copy of the code goes with the worker.
+func TestTrustedCode(t *testing.T) {
+	t.Parallel()
+	dir, ran := ownCode(t, filepath.Join(models(t), "llama"))
+	s := spec(dir, nil)
+	s.Model.TrustRemoteCode = true
+	answersByOwnCode(t, mustLoad(t, s), ran)
+}
 
 func TestBadModels(t *testing.T) {
 	python := func() string {
@@ -94,9 +159,15 @@ func TestBadModels(t *testing.T) {
 				t.Fatalf("%v\n%s", err, out)
 			}
 		}, registry.FailureCorruptFile, "more than tensors"},
-		"code of the model's own": {"llama", func(t *testing.T, dir string, _ *loaders.LoadSpec) {
+		"code of the model's own": {"llama", func(t *testing.T, dir string, s *loaders.LoadSpec) {
 			edit(t, filepath.Join(dir, "config.json"), func(m map[string]any) {
 				m["model_type"], m["auto_map"] = "own", map[string]string{"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+			})
+			write(t, filepath.Join(dir, "own.py"), fmt.Sprintf("import os; os.mkdir(%q)", ran))
+		}, registry.FailureUnsupportedArch, "trust_remote_code"},
+		"code of the tokenizer's own": {"llama", func(t *testing.T, dir string, _ *loaders.LoadSpec) {
+			edit(t, filepath.Join(dir, "tokenizer_config.json"), func(m map[string]any) {
+				m["tokenizer_class"], m["auto_map"] = "OwnTokenizer", map[string]any{"AutoTokenizer": []any{nil, "own.OwnTokenizer"}}
 			})
 			write(t, filepath.Join(dir, "own.py"), fmt.Sprintf("import os; os.mkdir(%q)", ran))
 		}, registry.FailureUnsupportedArch, "trust_remote_code"},

@@ -32,7 +32,7 @@ const (
 
 func TestMain(m *testing.M) {
 	os.Exit(loadertest.Main(m, func() *loadertest.Harness {
-		dir, err := makeModels()
+		dir, err := makeModels(options(""))
 		if err != nil {
 			fmt.Println(err)
 			return nil
@@ -50,9 +50,9 @@ func options(tag string) transformers.Options {
 	return o
 }
 
-// makeModels makes the tiny models, once for each version of the script, and returns their folder.
-func makeModels() (string, error) {
-	v, err := transformers.New(options("")).Check(context.Background())
+// makeModels makes the tiny models, once for each version of the script and of the engine, and returns their folder.
+func makeModels(o transformers.Options) (string, error) {
+	v, err := transformers.New(o).Check(context.Background())
 	if err != nil {
 		return "", err
 	}
@@ -91,7 +91,7 @@ func makeModels() (string, error) {
 // tests have passed; -short and LLMM_TEST_NO_ENGINE=1 say that it is meant.
 func models(t *testing.T) string {
 	t.Helper()
-	dir, err := makeModels()
+	dir, err := makeModels(options(""))
 	if err == nil {
 		return dir
 	}
@@ -183,11 +183,28 @@ func tail(err error) []string {
 // ask posts body and returns the status and the answer.
 func ask(t *testing.T, in loaders.Instance, path string, body any) (int, map[string]any) {
 	t.Helper()
+	return answerOf(t, open(t, in, path, body))
+}
+
+// get is ask without a body.
+func get(t *testing.T, in loaders.Instance, path string) (int, map[string]any) {
+	t.Helper()
+	return answerOf(t, send(t, in, http.MethodGet, path, nil))
+}
+
+// open posts body and returns the answer as it begins.
+func open(t *testing.T, in loaders.Instance, path string, body any) *http.Response {
+	t.Helper()
 	b, err := json.Marshal(body)
 	if err != nil {
 		t.Fatal(err)
 	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, in.Endpoint().BaseURL+path, bytes.NewReader(b))
+	return send(t, in, http.MethodPost, path, b)
+}
+
+func send(t *testing.T, in loaders.Instance, method, path string, body []byte) *http.Response {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, in.Endpoint().BaseURL+path, bytes.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,6 +213,11 @@ func ask(t *testing.T, in loaders.Instance, path string, body any) (int, map[str
 	if err != nil {
 		t.Fatal(err)
 	}
+	return resp
+}
+
+func answerOf(t *testing.T, resp *http.Response) (int, map[string]any) {
+	t.Helper()
 	defer func() { _ = resp.Body.Close() }()
 	text, err := io.ReadAll(resp.Body)
 	if err != nil {
@@ -203,7 +225,7 @@ func ask(t *testing.T, in loaders.Instance, path string, body any) (int, map[str
 	}
 	var out map[string]any
 	if err := json.Unmarshal(text, &out); err != nil {
-		t.Fatalf("%s: status %d: %v in %.300s", path, resp.StatusCode, err, text)
+		t.Fatalf("status %d: %v in %.300s", resp.StatusCode, err, text)
 	}
 	return resp.StatusCode, out
 }

@@ -210,6 +210,8 @@ def load_tokenizer(path, settings, config):
     except Exception as e:
         if settings.get("kind") == "probe":
             raise
+        if "trust_remote_code" in str(e):
+            raise explain(e, {}, "The tokenizer cannot be used")
         raise Failure("missing_file", f"No tokenizer could be loaded from {path}: {first_line(e)}",
                       "Copy tokenizer.json (or tokenizer.model, vocab.txt) and tokenizer_config.json beside the weights, or set tokenizer_path to a folder that has them.")
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
@@ -431,7 +433,7 @@ def explain(e, raw, what):
         link = link.__cause__ or link.__context__
     low = "\n".join(chain).lower()
     if "trust_remote_code" in chain[0].lower():
-        return Failure("unsupported_architecture", "The model brings code of its own, and trust_remote_code is false, so it was not run",
+        return Failure("unsupported_architecture", "The model, or its tokenizer, brings code of its own, and trust_remote_code is false, so it was not run",
                        "Read the code in the repository; if you trust it, set trust_remote_code: true. It then runs with the rights of this server.")
     if "unpickling" in low or "weights_only" in low or "weights only" in low:
         return Failure("corrupt_file", f"The weights are a pickle that holds more than tensors, and it was not run: {line}",
