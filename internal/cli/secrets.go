@@ -27,13 +27,13 @@ func (c *secretLsCmd) Run(e *env) error {
 	if err := c.get(e, "/api/v1/secrets", &got); err != nil || c.JSON {
 		return err
 	}
-	return table(e.stdout, "NAME\tTEAM\tCHANGED\tBY", func(t *tabwriter.Writer) {
+	return table(e.stdout, "NAME\tTEAM\tCHANGED\tBY\tUSED BY", func(t *tabwriter.Writer) {
 		for _, s := range got.Secrets {
 			team := s.Team
 			if team == "" {
 				team = "(every team)"
 			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", s.Name, team, s.UpdatedAt.Local().Format("2006-01-02 15:04"), s.UpdatedBy)
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", s.Name, team, s.UpdatedAt.Local().Format("2006-01-02 15:04"), s.UpdatedBy, strings.Join(s.UsedBy, ", "))
 		}
 	})
 }
@@ -80,11 +80,16 @@ func (c *secretSetCmd) Run(e *env) error {
 type secretRmCmd struct {
 	remote
 	whose
-	Name string `arg:"" help:"Its name."`
+	Name  string `arg:"" help:"Its name."`
+	Force bool   `help:"Also when models use it."`
 }
 
 func (c *secretRmCmd) Run(e *env) error {
-	if _, _, err := c.call(e.ctx, http.MethodDelete, c.path(c.Name), nil, "", nil); err != nil {
+	path := c.path(c.Name)
+	if c.Force {
+		path += "&force=true"
+	}
+	if _, _, err := c.call(e.ctx, http.MethodDelete, path, nil, "", nil); err != nil {
 		return err
 	}
 	fmt.Fprintf(e.stdout, "Removed %s.\n", c.Name)

@@ -83,10 +83,10 @@ func TestSecrets(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := r.DeleteSecret(r.ctx(), "", "own"); registry.CodeOf(err) != registry.CodeNotFound {
+	if err := r.DeleteSecret(r.ctx(), "", "own", false); registry.CodeOf(err) != registry.CodeNotFound {
 		t.Errorf("%v", err)
 	}
-	if err := r.DeleteSecret(r.ctx(), "vision", "own"); err != nil {
+	if err := r.DeleteSecret(r.ctx(), "vision", "own", false); err != nil {
 		t.Error(err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
+	"github.com/industriverse/llmmodelmanager/internal/store"
 )
 
 // secretEnv is what the names of environment variables begin with that hold secrets. No other variable can be read by
@@ -53,9 +54,23 @@ func envRune(r rune) rune {
 // maxSecret is how long a secret may be, in bytes: a key file in PEM fits.
 const maxSecret = 64 << 10
 
-// Secrets lists the secrets of these teams (nil: all) and those of every team, without their values.
+// Secrets lists the secrets of these teams (nil: all) and those of every team, without their values, with the models of
+// these teams that use them.
 func (m *Manager) Secrets(ctx context.Context, teams []string) ([]registry.Secret, error) {
-	return m.store.ListSecrets(ctx, teams)
+	list, err := m.store.ListSecrets(ctx, teams)
+	if err != nil {
+		return nil, err
+	}
+	users, err := m.store.SecretUsers(ctx, teams)
+	if err != nil {
+		return nil, err
+	}
+	for i := range list {
+		if list[i].UsedBy = users[store.SecretKey{Team: list[i].Team, Name: list[i].Name}]; list[i].UsedBy == nil {
+			list[i].UsedBy = []string{}
+		}
+	}
+	return list, nil
 }
 
 // PutSecret stores a secret, new or not. CodeInvalid for its name or value, CodeNotFound for its team.
@@ -76,7 +91,8 @@ func (m *Manager) PutSecret(ctx context.Context, s registry.Secret, value string
 	return m.store.PutSecret(ctx, s, value)
 }
 
-// DeleteSecret removes a secret. Models that refer to it cannot be fetched or loaded until there is another one. CodeNotFound.
-func (m *Manager) DeleteSecret(ctx context.Context, team, name string) error {
-	return m.store.DeleteSecret(ctx, team, name)
+// DeleteSecret removes a secret. CodeNotFound; CodeConflict when models use it, unless force is set: they cannot be fetched
+// or loaded then until there is another one.
+func (m *Manager) DeleteSecret(ctx context.Context, team, name string, force bool) error {
+	return m.store.DeleteSecret(ctx, team, name, force)
 }

@@ -85,4 +85,5 @@ type Secret struct {
 	Team      string    `json:"team"` // whose models may use it; "" every team's
 	UpdatedAt time.Time `json:"updated_at"`
 	UpdatedBy string    `json:"updated_by"`
+	UsedBy    []string  `json:"used_by"` // ids of the models that refer to it and get this one, as far as the caller sees them
 }

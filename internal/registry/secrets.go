@@ -3,6 +3,7 @@ package registry
 import (
 	"errors"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode"
 )
@@ -101,6 +102,19 @@ func ValidateSecretName(name string) error {
 // custom_loader_params.auth_token. The first error of lookup ends it.
 func ReplaceSecrets(params map[string]any, lookup func(field, name string) (string, error)) (map[string]any, error) {
 	return replaceSecrets("custom_loader_params", params, lookup)
+}
+
+// SecretNames returns the names of the stored secrets that loader parameters refer to, each once.
+func SecretNames(params map[string]any) []string {
+	var names []string
+	_, _ = ReplaceSecrets(params, func(_, name string) (string, error) { // lookup never fails
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+		return "", nil
+	})
+	slices.Sort(names)
+	return names
 }
 
 func replaceSecrets(at string, in map[string]any, lookup func(field, name string) (string, error)) (map[string]any, error) {

@@ -326,7 +326,11 @@ func (s *Server) deleteSecret(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	err = s.Manager.DeleteSecret(c.Request().Context(), team, c.Param("name"))
+	force, err := boolParam(c, "force", false)
+	if err != nil {
+		return err
+	}
+	err = s.Manager.DeleteSecret(c.Request().Context(), team, c.Param("name"), force)
 	s.auditSecret(c, team, err)
 	if err != nil {
 		return err

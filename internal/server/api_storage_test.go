@@ -228,7 +228,9 @@ func TestSecretsOverTheAPI(t *testing.T) {
 	w.admin.get("/api/v1/models/mine").is(http.StatusOK).has("secret:hub").lacks("very-secret")
 	w.admin.get("/api/v1/export").is(http.StatusOK).has("secret:hub").lacks("very-secret")
 	w.admin.get("/api/v1/audit").is(http.StatusOK).has("secret.manage").lacks("very-secret")
-	w.maintainer.json("DELETE", "/api/v1/secrets/hub", "").is(http.StatusNoContent)
+	w.maintainer.get("/api/v1/secrets").is(http.StatusOK).has(`"used_by":["mine"]`)
+	w.maintainer.json("DELETE", "/api/v1/secrets/hub", "").is(http.StatusConflict).has("mine").has("force")
+	w.maintainer.json("DELETE", "/api/v1/secrets/hub?force=true", "").is(http.StatusNoContent)
 	w.maintainer.json("DELETE", "/api/v1/secrets/hub", "").is(http.StatusNotFound)
 	// A team's secrets go with it.
 	w.admin.json("DELETE", "/api/v1/models/foreign", "").is(http.StatusNoContent)

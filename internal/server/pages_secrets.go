@@ -113,9 +113,12 @@ func (s *Server) postDeleteSecret(c echo.Context) error {
 	ctx, name, team := c.Request().Context(), c.Param("name"), c.QueryParam("team")
 	err := auth.Allowed(auth.FromContext(ctx), auth.SecretManage, team)
 	if err == nil {
-		err = s.Manager.DeleteSecret(ctx, team, name)
+		err = s.Manager.DeleteSecret(ctx, team, name, c.FormValue("force") == "true")
 	}
 	s.Auth.Audit(ctx, auth.SecretManage, "secret:"+name, err, "DELETE, of "+view.Secret{Secret: registry.Secret{Team: team}}.Whose())
+	if registry.CodeOf(err) == registry.CodeConflict { // a model began to use it while the question was open
+		return c.Redirect(http.StatusSeeOther, view.SecretURL(registry.Secret{Name: name, Team: team}, "delete"))
+	}
 	if err != nil {
 		return err
 	}

@@ -367,7 +367,12 @@ func TestSecretsPage(t *testing.T) {
 	w.outsider.get("/secrets/hub/delete?team=default").is(http.StatusNotFound)
 	w.maintainer.get("/secrets/hub/delete?team=default").is(http.StatusOK).has("cannot be had back")
 	w.member.post("/secrets/hub/delete?team=default").is(http.StatusForbidden)
-	w.maintainer.post("/secrets/hub/delete?team=default").to("/secrets")
+	w.admin.json("POST", "/api/v1/models", `{"model_id":"reads-it","source_type":"huggingface","source_path":"org/reads","model_format":"gguf","custom_loader_params":{"auth_token":"secret:hub"}}`).is(http.StatusCreated)
+	w.member.get("/secrets").is(http.StatusOK).has("reads-it")
+	w.outsider.get("/secrets").is(http.StatusOK).lacks("reads-it")
+	w.maintainer.post("/secrets/hub/delete?team=default").to("/secrets/hub/delete?team=default") // asked again: it is used
+	w.maintainer.get("/secrets/hub/delete?team=default").is(http.StatusOK).has("reads-it uses it").has("Delete it anyway")
+	w.maintainer.post("/secrets/hub/delete?team=default", "force", "true").to("/secrets")
 	w.maintainer.get("/secrets").is(http.StatusOK).lacks("secret:hub")
 	w.admin.post("/secrets", "name", "all", "value", "x", "team", "*").to("/secrets")
 	w.outsider.get("/secrets").is(http.StatusOK).has("secret:all")

@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -202,8 +203,37 @@ func TestSecrets(t *testing.T) {
 	if diff := cmp.Diff([]string{"/hub"}, names([]string{})); diff != "" {
 		t.Error(diff)
 	}
-	if err := s.DeleteSecret(ctx, "default", "hub"); registry.CodeOf(err) != registry.CodeNotFound {
+	if err := s.DeleteSecret(ctx, "default", "hub", false); registry.CodeOf(err) != registry.CodeNotFound {
 		t.Errorf("%v", err)
+	}
+	for id, m := range map[string]registry.Model{
+		"theirs": {Team: "vision", CustomLoaderParams: map[string]any{"auth_token": "secret:hub"}},
+		"ours":   {Team: "default", CustomLoaderParams: map[string]any{"nested": []any{map[string]any{"api_key": "secret:hub"}}}},
+		"other":  {Team: "default", CustomLoaderParams: map[string]any{"auth_token": "secret:hubb", "note": "secret:own"}},
+	} {
+		m.ModelID, m.SourceType, m.SourcePath, m.ModelFormat = id, registry.SourceHuggingFace, "org/x", registry.FormatGGUF
+		if _, _, err := s.PutModel(ctx, m.WithDefaults(), store.PutOptions{Actor: "ada"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	users, err := s.SecretUsers(ctx, nil)
+	if diff := cmp.Diff(map[store.SecretKey][]string{{Team: "vision", Name: "hub"}: {"theirs"}, {Name: "hub"}: {"ours"}}, users); diff != "" || err != nil {
+		t.Errorf("%v\n%s", err, diff)
+	}
+	if users, err := s.SecretUsers(ctx, []string{"vision"}); len(users) != 1 || err != nil {
+		t.Errorf("%v %v", users, err)
+	}
+	if err := s.DeleteSecret(ctx, "", "hub", false); registry.CodeOf(err) != registry.CodeConflict || !strings.Contains(err.Error(), "ours") || strings.Contains(err.Error(), "theirs") {
+		t.Errorf("a secret that is used: %v", err)
+	}
+	if err := s.DeleteSecret(ctx, "vision", "hub", true); err != nil {
+		t.Error(err)
+	}
+	if users, err := s.SecretUsers(ctx, nil); len(users[store.SecretKey{Name: "hub"}]) != 2 || err != nil {
+		t.Errorf("without its own, the team uses that of every team: %v %v", users, err)
+	}
+	if err := s.DeleteModel(ctx, "theirs", 0, false); err != nil {
+		t.Fatal(err)
 	}
 	if err := s.DeleteTeam(ctx, "vision"); err != nil {
 		t.Fatal(err)

@@ -207,8 +207,8 @@ func hostileStorage(long string) view.Storage {
 
 func secretList() []registry.Secret {
 	return []registry.Secret{
-		{Name: "hub", Team: "default", UpdatedAt: before(12 * 24 * time.Hour), UpdatedBy: "asha"},
-		{Name: "minio-id", Team: "", UpdatedAt: before(3 * time.Hour), UpdatedBy: "asha"},
+		{Name: "hub", Team: "default", UpdatedAt: before(12 * 24 * time.Hour), UpdatedBy: "asha", UsedBy: []string{"meta-llama/Llama-3.1-8B-Instruct", "google/gemma-3-270m", "org/three", "org/four", "org/five"}},
+		{Name: "minio-id", Team: "", UpdatedAt: before(3 * time.Hour), UpdatedBy: "asha", UsedBy: []string{"house/reranker"}},
 		{Name: "minio-key", Team: "", UpdatedAt: before(3 * time.Hour), UpdatedBy: "asha"},
 	}
 }
@@ -229,9 +229,9 @@ func secrets() []Story {
 	for i := range member.Secrets {
 		member.Secrets[i].Can = false
 	}
-	ask := v
-	ask.Ask = &v.Secrets[0]
+	ask, unused := v, v
+	ask.Ask, unused.Ask = &v.Secrets[0], &v.Secrets[2]
 	long := member
 	long.Secrets = append([]view.Secret{{Secret: registry.Secret{Name: strings.Repeat("x", 64), Team: strings.Repeat("long-team-", 5), UpdatedAt: before(time.Hour), UpdatedBy: Hostile}}}, member.Secrets...)
-	return []Story{{"secrets", pages.Secrets(v)}, {"secrets-empty", pages.Secrets(empty)}, {"secrets-refused", pages.Secrets(refused)}, {"secrets-member", pages.Secrets(member)}, {"secrets-delete", pages.Secrets(ask)}, {"secrets-long", pages.Secrets(long)}}
+	return []Story{{"secrets", pages.Secrets(v)}, {"secrets-empty", pages.Secrets(empty)}, {"secrets-refused", pages.Secrets(refused)}, {"secrets-member", pages.Secrets(member)}, {"secrets-delete", pages.Secrets(ask)}, {"secrets-delete-unused", pages.Secrets(unused)}, {"secrets-long", pages.Secrets(long)}}
 }

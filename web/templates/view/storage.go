@@ -380,3 +380,31 @@ func (s Secret) Whose() string {
 
 // Reference is what a model names it by.
 func (s Secret) Reference() string { return "secret:" + s.Name }
+
+// secretUsersShown is how many of the models that use a secret its row names.
+const secretUsersShown = 3
+
+// Users are the models that its row names, and how many more there are.
+func (s Secret) Users() (shown []string, more int) {
+	n := min(len(s.UsedBy), secretUsersShown)
+	return s.UsedBy[:n], len(s.UsedBy) - n
+}
+
+// DeleteSays are the consequences of deleting it, in words.
+func (s Secret) DeleteSays() string {
+	line := "Its value cannot be had back."
+	switch len(s.UsedBy) {
+	case 0:
+		return line + " No model refers to it."
+	case 1:
+		line += " " + s.UsedBy[0] + " uses it and"
+	default:
+		shown, more := s.Users()
+		who := strings.Join(shown, ", ")
+		if more > 0 {
+			who += " and " + Plural(more, "more model", "more models")
+		}
+		line += " " + who + " use it and"
+	}
+	return line + " can neither be fetched nor loaded anew until there is another secret of this name. What is loaded stays loaded."
+}
