@@ -92,14 +92,9 @@ func answers(id string, e registry.Endpoint, a api) error {
 	if len(e.APIs) == 0 || slices.Contains(e.APIs, a.kind) {
 		return nil
 	}
-	var paths []string
-	for _, other := range apis {
-		if slices.Contains(e.APIs, other.kind) {
-			paths = append(paths, other.path)
-		}
-	}
+	able := slices.DeleteFunc(slices.Clone(apis), func(other api) bool { return !slices.Contains(e.APIs, other.kind) })
 	err := &registry.Error{Code: registry.CodeInvalid, Msg: "this request is not for this model", Fields: []registry.FieldError{{
-		Field: "model", Msg: "is " + id + ", which does not answer " + string(a.kind) + "; it answers at " + strings.Join(paths, ", "),
+		Field: "model", Msg: "is " + id + ", which does not answer " + string(a.kind) + "; it answers at " + joinAnd(able),
 	}}}
 	return err
 }

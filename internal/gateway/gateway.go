@@ -77,6 +77,8 @@ var apis = []api{
 	{"/v1/chat/completions", registry.APIChat},
 	{"/v1/completions", registry.APICompletions},
 	{"/v1/embeddings", registry.APIEmbeddings},
+	{"/v1/fill-mask", registry.APIFillMask},
+	{"/v1/classify", registry.APIClassify},
 }
 
 // New returns a Gateway. Close it in the end.
@@ -189,9 +191,24 @@ func (g *Gateway) unknown(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	writeProblem(w, http.StatusNotFound, problem{
-		Message: "there is no " + clip(r.URL.Path) + " here; there are /v1/models, /v1/chat/completions, /v1/completions and /v1/embeddings",
+		Message: "there is no " + clip(r.URL.Path) + " here; there are /v1/models, " + joinAnd(apis),
 		Type:    typeInvalid, Code: "unknown_url",
 	})
+}
+
+// joinAnd lists paths as a sentence does.
+func joinAnd(list []api) string {
+	var b strings.Builder
+	for i, a := range list {
+		switch {
+		case i > 0 && i == len(list)-1:
+			b.WriteString(" and ")
+		case i > 0:
+			b.WriteString(", ")
+		}
+		b.WriteString(a.path)
+	}
+	return b.String()
 }
 
 // visible returns a model that the caller may do action to. A model of a team that the caller is not in is answered as

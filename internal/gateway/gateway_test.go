@@ -57,6 +57,29 @@ func TestUnknownPathsAndMethods(t *testing.T) {
 	w.do("DELETE", "/v1/models/tiny", "").problem(t, 405, "method_not_allowed", "GET")
 }
 
+// TestFillMaskAndClassify: what is not OpenAI's goes the same way: to whoever may use the model, whole, and loaded on demand.
+func TestFillMaskAndClassify(t *testing.T) {
+	w := newWorld(t)
+	w.lease.Endpoint.APIs = []registry.API{registry.APIFillMask, registry.APIClassify}
+	for _, path := range []string{"/v1/fill-mask", "/v1/classify"} {
+		body := `{"model":"tiny","input":["a [MASK] c"],"top_k":3}`
+		a := w.do("POST", path, body)
+		var got struct{ Path, Body string }
+		if err := json.Unmarshal([]byte(a.body), &got); err != nil || a.status != 200 || got.Path != path || got.Body != body {
+			t.Errorf("%s: %d %s", path, a.status, a.body)
+		}
+		if a := w.do("GET", path, ""); a.status != 405 || a.header.Get("Allow") != "POST" {
+			t.Errorf("GET %s: %d %s", path, a.status, a.body)
+		}
+		w.do("POST", path, body, "X-As", "nobody").problem(t, 401, "unauthenticated")
+		w.do("POST", path, body, "X-As", "viewer").problem(t, 403, "forbidden", "not loaded")
+		w.do("POST", path, `{"model":"secret","input":"x"}`).problem(t, 404, "model_not_found")
+	}
+	if len(w.acquired) != 2 {
+		t.Errorf("loaded for %q", w.acquired)
+	}
+}
+
 func TestForward(t *testing.T) {
 	w := newWorld(t)
 	w.lease.Authorization = "Bearer engine-key"
@@ -181,6 +204,11 @@ func TestBadRequests(t *testing.T) {
 	}
 	w.do("POST", chat, `{"model":"tiny"}`, "Content-Encoding", "gzip").problem(t, 400, "invalid", "Content-Encoding")
 	w.do("POST", "/v1/embeddings", `{"model":"tiny","input":"x"}`).problem(t, 400, "invalid", "does not answer embeddings", chat)
+	w.do("POST", "/v1/classify", `{"model":"tiny","input":"x"}`).problem(t, 400, "invalid", "does not answer classify", "at "+chat+" and /v1/completions")
+	w.lease.Endpoint.APIs = []registry.API{registry.APIFillMask, registry.APIEmbeddings}
+	w.do("POST", chat, `{"model":"tiny"}`).problem(t, 400, "invalid", "does not answer chat", "at /v1/embeddings and /v1/fill-mask")
+	w.lease.Endpoint.APIs = []registry.API{registry.APIClassify}
+	w.do("POST", chat, `{"model":"tiny"}`).problem(t, 400, "invalid", "it answers at /v1/classify")
 	a := w.do("POST", chat, `{"model":["tiny"]}`)
 	if a.problem(t, 400, "invalid"); !strings.Contains(a.body, `"param":"model"`) {
 		t.Error(a.body)

@@ -170,11 +170,13 @@ type Handle struct {
 // API is a kind of request that an instance answers.
 type API string
 
-// The kinds of request the gateway passes on.
+// The kinds of request the gateway passes on. The last two are not OpenAI's: they are named as the tasks of the Hub are.
 const (
 	APIChat        API = "chat"
 	APICompletions API = "completions"
 	APIEmbeddings  API = "embeddings"
+	APIFillMask    API = "fill-mask" // the likeliest words for a gap in a text
+	APIClassify    API = "classify"  // the label of a text
 )
 
 // Endpoint is where an instance answers: an OpenAI-compatible base URL (without /v1) and what it speaks. Model is

@@ -63,7 +63,7 @@ func TestInstallBringsAnEnvironmentUpToDate(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, spoil := range map[string]func() error{
-		"made by an older list":    func() error { return os.WriteFile(filepath.Join(env, packagesFile), []byte("torch==1.0\n"), 0o600) },
+		"made by an older list":     func() error { return os.WriteFile(filepath.Join(env, packagesFile), []byte("torch==1.0\n"), 0o600) },
 		"made before there was one": func() error { return os.Remove(filepath.Join(env, packagesFile)) },
 	} {
 		if err := spoil(); err != nil {
