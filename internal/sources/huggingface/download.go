@@ -14,8 +14,10 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/sources/headers"
 )
 
-// maxPlain is the largest file that the Hub gives without Xet, in bytes: MAX_HTTP_DOWNLOAD_SIZE of the Python client.
-const maxPlain = 50_000_000_000
+// large is the size, in bytes, above which the Hub's file servers give a file by ranges only: to a request for the whole
+// of it they answer 400 (xet-core#238 and #592, huggingface_hub#4330). The Python client refuses such files without Xet
+// (its MAX_HTTP_DOWNLOAD_SIZE), since it asks for them whole. Here every request is for a range.
+const large = 50_000_000_000
 
 // partialSuffix is what an unfinished file of ours ends in. The Python client calls its own .incomplete, and its cleaning
 // removes those.
@@ -25,7 +27,8 @@ const partialSuffix = ".llmm-partial"
 // What is there already, whoever fetched it, is not fetched again. Other processes that fetch the same files, ours and
 // the Python client's, are waited for, file by file. A cache where nothing is missing is not written to.
 //
-// Errors are those of Resolve; CodeInsufficientResources when the disk is full; CodeUnsupported for a file above 50 GB.
+// Errors are those of Resolve; CodeInsufficientResources when the disk is full; CodeUnsupported for a file above 50 GB that
+// the Hub does not give by ranges either.
 func (s *Source) Fetch(ctx context.Context, snap sources.Snapshot, report func(registry.Progress)) (registry.Artifact, error) {
 	if err := ctx.Err(); err != nil {
 		return registry.Artifact{}, err
@@ -139,8 +142,6 @@ func (d *download) begin(ctx context.Context, missing []registry.File) error {
 		case d.repo.hasBlob(f):
 		case d.source.offline:
 			return problem(registry.CodeUnavailable, "%s of %s is not in the cache, and HF_HUB_OFFLINE is set; unset it to fetch the file", f.Path, d.look.id)
-		case f.Size > maxPlain:
-			return problem(registry.CodeUnsupported, "%s has %s: the Hub gives files above 50 GB only by Xet, which is not supported yet; choose another quantisation, or fetch it with the Python client (pip install huggingface_hub hf_xet), whose cache is used here", f.Path, registry.Bytes(f.Size))
 		}
 	}
 	if err := d.repo.prepare(); err != nil {

@@ -180,6 +180,12 @@ func (s *Source) notFound(l *look, code string) error {
 	return problem(registry.CodeNotFound, "the Hub has no model %s that %s may see: it may be mistyped, or private to somebody else; correct source_path or the token", l.id, l.whose())
 }
 
+// tooLarge is the error of a file that is not given by ranges of plain HTTP. The Hub's own client gets it by Xet, into the
+// same cache.
+func (s *Source) tooLarge(l *look, f registry.File) error {
+	return problem(registry.CodeUnsupported, "%s has %s, and the Hub's file server does not give a file that large by HTTP (status 400); choose another quantisation, or fetch it once with the Hub's own client (pip install huggingface_hub hf_xet; HF_HUB_CACHE=%s hf download %s %s), whose cache is used here, and fetch the model again then", clip(f.Path), registry.Bytes(f.Size), s.cache, l.id, clip(f.Path))
+}
+
 // notAHub is the error of an answer that no Hub gives.
 func notAHub(endpoint *url.URL, what string) error {
 	return passing{problem(registry.CodeUnavailable,

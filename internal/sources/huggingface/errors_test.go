@@ -1,6 +1,7 @@
 package huggingface_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -183,17 +185,47 @@ func TestUnreachable(t *testing.T) {
 	says(t, r.wrong(r.open(func(o *huggingface.Options) { o.Transport = behind }), safetensors("org/tiny")), registry.CodeUnavailable, "proxy")
 }
 
-// TestTooLarge checks that a file which the Hub gives by Xet only is refused before anything is fetched.
-func TestTooLarge(t *testing.T) {
+// byRangesOnly answers 400 to requests for a whole file, as the Hub's second host does for a file above 50 GB.
+type byRangesOnly struct {
+	http.RoundTripper
+	cdn   string
+	whole atomic.Int64
+}
+
+func (t *byRangesOnly) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.URL.Host == t.cdn && req.Header.Get("Range") == "" {
+		t.whole.Add(1)
+		return &http.Response{StatusCode: http.StatusBadRequest, Header: http.Header{"Content-Type": {"text/html"}}, Body: http.NoBody, Request: req, ProtoMajor: 1, ProtoMinor: 1}, nil
+	}
+	return t.RoundTripper.RoundTrip(req)
+}
+
+// TestLargeFiles fetches a file that the Hub gives by ranges only, and says what to do about one that it does not give at
+// all.
+func TestLargeFiles(t *testing.T) {
 	r := newRig(t, hubtest.Options{})
-	r.hub.Put(t, "org/huge", map[string][]byte{"huge.gguf": sourcetest.TinyGGUF(1)})
-	snap := r.resolve(r.source, gguf("org/huge"))
-	snap.Files[0].Size = 50_000_000_001
-	r.hub.Forget()
-	_, err := r.source.Fetch(within(t), snap, func(registry.Progress) {})
-	says(t, registry.AsError(err), registry.CodeUnsupported, "huge.gguf", "50 GB", "Xet", "hf_xet")
-	if n := r.hub.Served().Requests; n != 0 {
-		t.Errorf("%d requests were made nevertheless", n)
+	content := bigGGUF(3<<20, 1)
+	r.hub.Put(t, "org/huge", map[string][]byte{"huge.gguf": content})
+	ranges := &byRangesOnly{RoundTripper: http.DefaultTransport, cdn: strings.TrimPrefix(r.hub.CDN, "http://")}
+	s := r.open(func(o *huggingface.Options) { ranges.RoundTripper = o.Transport; o.Transport = ranges })
+	huggingface.SetLarge(s, 1<<20)
+	snap := r.resolve(s, gguf("org/huge"))
+	if notes := strings.Join(snap.Facts.Notes, " "); strings.Contains(notes, "Xet") {
+		t.Errorf("it can be fetched, and it is said: %s", notes)
+	}
+	r.hub.Fault(hubtest.Fault{Kind: hubtest.FaultStatus, Status: http.StatusBadRequest, Host: hubtest.OnCDN})
+	_, err := s.Fetch(within(t), snap, func(registry.Progress) {})
+	says(t, registry.AsError(err), registry.CodeUnsupported, "huge.gguf", "hf_xet", "HF_HUB_CACHE="+r.cache, "hf download org/huge huge.gguf")
+	r.hub.Heal()
+	a, err := s.Fetch(within(t), snap, func(registry.Progress) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(a.Path); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("it is not what was put: %v", err)
+	}
+	if n := ranges.whole.Load(); n != 0 {
+		t.Errorf("%d requests were for the whole file", n)
 	}
 }
 

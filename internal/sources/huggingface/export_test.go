@@ -37,3 +37,6 @@ func Environment(getenv func(string) string) (cache, endpoint, token string, off
 	}
 	return s.cache, s.endpoint.String(), s.token(), s.offline
 }
+
+// SetLarge makes files above so many bytes large ones.
+func SetLarge(s *Source, bytes int64) { s.large = bytes }

@@ -50,6 +50,7 @@ type Source struct {
 	log      *slog.Logger
 	now      func() time.Time
 	trees    treeMemory
+	large    int64 // see the constant; tests have no files that large
 }
 
 var (
@@ -68,7 +69,7 @@ func New(o Options) (*Source, error) {
 	if env.getenv == nil {
 		env.getenv = os.Getenv
 	}
-	s := &Source{cache: o.Cache, token: o.Token, offline: o.Offline || env.offline(), fetcher: o.Fetcher, log: o.Logger, now: o.Now}
+	s := &Source{cache: o.Cache, token: o.Token, offline: o.Offline || env.offline(), fetcher: o.Fetcher, log: o.Logger, now: o.Now, large: large}
 	var err error
 	if s.cache == "" {
 		s.cache = env.cache()

@@ -58,8 +58,13 @@ func (s *Source) remote(l *look, commit string, f registry.File) *fetch.HTTP {
 		return h
 	}
 	r := &fetch.HTTP{
-		Client:  s.client,
-		Explain: func(resp *http.Response) error { return final(s.explain(resp, l, f.Path)) },
+		Client: s.client,
+		Explain: func(resp *http.Response) error {
+			if resp.StatusCode == http.StatusBadRequest && f.Size > s.large && !s.sameHost(resp.Request.URL) {
+				return s.tooLarge(l, f)
+			}
+			return final(s.explain(resp, l, f.Path))
+		},
 	}
 	if f.SHA256 == "" {
 		r.Locate = func(context.Context, bool) (string, http.Header, error) { return address.String(), auth(), nil }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"path"
 	"slices"
 	"strings"
@@ -220,9 +219,6 @@ func (s *Source) measure(snap *sources.Snapshot, f *found) {
 		snap.Bytes += file.Size
 		if f.cache != nil && f.cache.repo(f.folder()).where(f.commit, file) != nowhere {
 			snap.OnDisk += file.Size
-		}
-		if file.Size > maxPlain {
-			f.notes = append(f.notes, fmt.Sprintf("%s has %s; the Hub gives files above 50 GB only by Xet, which is not supported yet.", file.Path, registry.Bytes(file.Size)))
 		}
 	}
 }
