@@ -154,7 +154,7 @@ func harness(dir string) loadertest.Harness {
 	if err := os.MkdirAll(weights, 0o700); err != nil {
 		panic(err)
 	}
-	return loadertest.Harness{New: newLoader, Kills: 100, Span: 100 * time.Millisecond, Needs: map[string]any{"template": "test"},
+	return loadertest.Harness{New: newLoader, Kills: 12, Span: 100 * time.Millisecond, Needs: map[string]any{"template": "test"},
 		Spec:     func() loaders.LoadSpec { return spec(weights, map[string]any{"template": "test"}) },
 		Stubborn: func() loaders.LoadSpec { return spec(weights, map[string]any{"template": "test", "mode": "stubborn"}) }}
 }

@@ -61,7 +61,7 @@ func harness() loadertest.Harness {
 		Stubborn: func() loaders.LoadSpec {
 			return spec(map[string]any{"steps": int64(5), "step_ms": int64(5), "ignore_sigterm": true, "grandchild": true})
 		},
-		Kills: 30, Span: 90 * time.Millisecond,
+		Kills: 20, Span: 90 * time.Millisecond,
 	}
 }
 

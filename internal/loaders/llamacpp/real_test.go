@@ -103,7 +103,7 @@ func harness(server, gguf string) loadertest.Harness {
 	return loadertest.Harness{
 		New:   func(tag string) loaders.Loader { return llamacpp.New(llamacpp.Options{Path: server, TagPrefix: tag}) },
 		Spec:  func() loaders.LoadSpec { return spec(gguf, nil) },
-		Kills: 5, Span: time.Second,
+		Kills: 12, Span: time.Second,
 	}
 }
 

@@ -184,32 +184,6 @@ func killIsNoticed(t *testing.T, s *suite) {
 	}
 }
 
-// killAtRandom kills the engine with SIGKILL at a random moment of its load or soon after. Whatever the moment, the load
-// or the instance ends with a failure and nothing is left.
-func killAtRandom(t *testing.T, s *suite) {
-	for range s.Kills {
-		spec := s.Spec()
-		if s.Stubborn != nil {
-			spec = s.Stubborn() // so that there are grandchildren to end
-		}
-		a := s.attempt(t, spec)
-		a.onStart = func(h registry.Handle) {
-			time.AfterFunc(rand.N(s.Span+s.Span/4), func() { kill9(t, h) })
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), limit)
-		in, err := s.loader.Load(ctx, a.spec, a.report)
-		cancel()
-		if err == nil {
-			waitDone(t, in)
-			err = in.Err()
-		}
-		if f := wantFailure(t, err, registry.FailureCrash, registry.FailureOutOfMemory); f.Signal != "SIGKILL" {
-			t.Errorf("the failure names signal %q: %s", f.Signal, f.Msg)
-		}
-		s.gone(t, a)
-	}
-}
-
 func stopIsIdempotent(t *testing.T, s *suite) {
 	in, a := s.ready(t)
 	var wg sync.WaitGroup

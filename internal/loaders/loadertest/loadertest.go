@@ -3,6 +3,7 @@
 package loadertest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,7 +34,8 @@ type Harness struct {
 	Needs map[string]any
 	// Stubborn, if not nil, is one whose engine ignores SIGTERM and leaves processes behind.
 	Stubborn func() loaders.LoadSpec
-	// Kills is how many times an engine is killed, and a load cancelled, at a random moment.
+	// Kills is how many times an engine is killed, and a load cancelled, at a random moment. Six or more kill at every stage;
+	// LLMM_KILLS sets another number of kills.
 	Kills int
 	// Remote is true for a loader of services elsewhere: there is no process to kill, no port of ours, no file, and the
 	// loader is a Reconnector.
@@ -216,6 +218,9 @@ func (s *suite) gone(t *testing.T, a *attempt) {
 			_ = l.Close()
 		}
 	}
+	if b, err := os.ReadFile("/proc/net/unix"); err == nil && bytes.Contains(b, []byte(a.spec.Dir)) {
+		t.Errorf("a socket in %s is left", a.spec.Dir)
+	}
 	if entries, err := os.ReadDir(a.spec.Dir); err == nil {
 		for _, e := range entries {
 			if e.Name() != "engine.log" && e.Name() != "engine.log.1" {
@@ -266,14 +271,7 @@ func waitDone(t *testing.T, in loaders.Instance) {
 
 func kill9(t *testing.T, h registry.Handle) {
 	t.Helper()
-	if !(process.Identity{PID: h.PID, StartTicks: h.StartTicks, BootID: h.BootID}).Alive() {
-		t.Fatalf("process %d of the handle is not alive", h.PID)
-	}
-	p, err := os.FindProcess(h.PID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Kill(); err != nil {
+	if err := signalKill(h); err != nil {
 		t.Fatal(err)
 	}
 }

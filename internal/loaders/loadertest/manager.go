@@ -22,13 +22,26 @@ const (
 	ready      = "loadertest ready: "
 )
 
-// Main runs the tests of a package, or, in the process that survivesTheManager starts, plays a manager: it loads the
-// harness's model, prints the handle and waits to be killed. Call it in TestMain. harness returns nil when there is no
-// engine.
+// Main runs the tests of a package under a guard, which ends their engines should they be ended themselves. In the process
+// that survivesTheManager starts it plays a manager: it loads the harness's model, prints the handle and waits to be
+// killed. Call it in TestMain. harness returns nil when there is no engine.
 func Main(m *testing.M, harness func() *Harness) int {
+	if pid := os.Getenv(envGuard); pid != "" {
+		return watch(pid)
+	}
 	tag := os.Getenv(envManager)
 	if tag == "" {
-		return m.Run()
+		end, err := guard()
+		if err != nil {
+			fmt.Println("the tests' guard cannot be started:", err)
+			return 1
+		}
+		code := m.Run()
+		if err := end(); err != nil {
+			fmt.Println("the tests' guard failed:", err)
+			return 1
+		}
+		return code
 	}
 	h := harness()
 	if h == nil {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -27,7 +28,7 @@ var instances atomic.Int64
 // tag is an installation of the test's own; nothing of it runs once the test is over.
 func tag(t *testing.T) string {
 	t.Helper()
-	prefix := fmt.Sprintf("ollama-%d-%d", time.Now().UnixNano(), instances.Add(1))
+	prefix := fmt.Sprintf("ollamatest-%d-%d", os.Getpid(), instances.Add(1))
 	t.Cleanup(func() { nothingLeft(t, prefix) })
 	return prefix
 }

@@ -88,22 +88,13 @@ func spec(gguf string, params map[string]any) loaders.LoadSpec {
 		Model: registry.Model{ModelID: "test/model", SourceType: registry.SourceLocal, SourcePath: gguf, ModelFormat: registry.FormatGGUF, ContextLength: 1024, CustomLoaderParams: params}}
 }
 
-// kills is how often an engine is killed, and a load cancelled, at a random moment. LLMM_TEST_KILLS sets it.
-func kills() int {
-	n := 0
-	if _, err := fmt.Sscan(os.Getenv("LLMM_TEST_KILLS"), &n); err != nil || n <= 0 {
-		n = 5
-	}
-	return n
-}
-
 func harness(program, gguf string) loadertest.Harness {
 	return loadertest.Harness{
 		New: func(tag string) loaders.Loader {
 			return ollama.New(ollama.Options{Path: program, ModelsDir: os.TempDir(), TagPrefix: tag})
 		},
 		Spec:  func() loaders.LoadSpec { return spec(gguf, nil) },
-		Kills: kills(), Span: 2500 * time.Millisecond,
+		Kills: 6, Span: 2500 * time.Millisecond,
 	}
 }
 

@@ -118,7 +118,7 @@ func harness(path string) loadertest.Harness {
 	return loadertest.Harness{
 		New:   func(tag string) loaders.Loader { return transformers.New(options(tag)) },
 		Spec:  func() loaders.LoadSpec { return spec(path, nil) },
-		Kills: 2, Span: 6 * time.Second,
+		Kills: 6, Span: 6 * time.Second,
 	}
 }
 

@@ -53,24 +53,27 @@ func harness(dir string) loadertest.Harness {
 	if err := errors.Join(os.MkdirAll(stubborn, 0o700), os.WriteFile(filepath.Join(stubborn, "fault"), []byte("stubborn"), 0o600)); err != nil {
 		panic(err)
 	}
-	return loadertest.Harness{New: newLoader, Spec: func() loaders.LoadSpec { return spec(dir) }, Stubborn: func() loaders.LoadSpec { return spec(stubborn) }, Kills: 100, Span: 150 * time.Millisecond}
+	return loadertest.Harness{New: newLoader, Spec: func() loaders.LoadSpec { return spec(dir) }, Stubborn: func() loaders.LoadSpec { return spec(stubborn) }, Kills: 12, Span: 150 * time.Millisecond}
 }
 
 func TestConformance(t *testing.T) { loadertest.Run(t, harness(t.TempDir())) }
+
+// vllmTag is this test binary's own.
+var vllmTag = fmt.Sprintf("vllmtest-%d", os.Getpid())
 
 // load loads a model of the stand-in.
 func load(t *testing.T, s loaders.LoadSpec, p map[string]any) (loaders.Instance, error) {
 	t.Helper()
 	s.Model = registry.Model{ModelID: "org/model", SourceType: registry.SourceLocal, ModelFormat: registry.FormatSafetensors, CustomLoaderParams: p, QuantizationBits: s.Model.QuantizationBits}.WithDefaults()
 	s.InstanceID, s.Dir = "i-"+filepath.Base(t.TempDir()), t.TempDir()
-	l := newLoader("vllm-test")
+	l := newLoader(vllmTag)
 	if s.Device == registry.DeviceCUDA { // the same program under a name by which it says that it is built for CUDA
 		self, err := os.Executable()
 		path := filepath.Join(t.TempDir(), cudaName)
 		if err := errors.Join(err, os.Symlink(self, path)); err != nil {
 			t.Fatal(err)
 		}
-		l = New(Options{Path: path, TagPrefix: "vllm-test"})
+		l = New(Options{Path: path, TagPrefix: vllmTag})
 	} else {
 		s.Device = registry.DeviceCPU
 	}
@@ -94,7 +97,7 @@ func TestSleepsAndWakes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		back, err := newLoader("vllm-test").(loaders.Recoverer).Recover(t.Context(), in.Handle())
+		back, err := newLoader(vllmTag).(loaders.Recoverer).Recover(t.Context(), in.Handle())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -275,7 +278,7 @@ func TestFailures(t *testing.T) {
 			t.Errorf("the log's tail is not in the failure: %v", f.LogTail)
 		}
 	}
-	left, err := process.FindTagged("vllm-test")
+	left, err := process.FindTagged(vllmTag)
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
@@ -298,7 +301,7 @@ func TestTakesAnotherPort(t *testing.T) {
 		// The engine has not come to its own Listen yet: it starts a Go runtime first. If it has, the load just works.
 		stranger, _ = (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:"+port)
 	}
-	in, err := newLoader("vllm-test").Load(t.Context(), s, func(registry.Progress) {})
+	in, err := newLoader(vllmTag).Load(t.Context(), s, func(registry.Progress) {})
 	if stranger != nil {
 		defer func() { _ = stranger.Close() }()
 	}
