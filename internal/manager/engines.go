@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -11,68 +12,68 @@ import (
 )
 
 // Installer is a loader whose engine this program can install by itself.
-type Installer interface {
-	// Install makes the engine usable, below dir. It is resumable and leaves either a working engine or none.
-	Install(ctx context.Context, dir string, report func(registry.Progress)) error
-}
+type Installer = loaders.Installer
 
 // chosenEngine is the answer to "which engine runs this model, and why".
 type chosenEngine struct {
-	loader  loaders.Loader
-	info    loaders.Info
-	version loaders.Version
-	why     string
+	loader   loaders.Loader
+	info     loaders.Info
+	version  loaders.Version
+	why      string
+	verdicts []registry.EngineVerdict // of all engines, also when none was chosen
 }
 
-// chooseEngine applies a model's engine field: the one named, or with auto the first that can load the format from the
-// source and is usable on this host.
-func (m *Manager) chooseEngine(ctx context.Context, model registry.Model) (chosenEngine, error) {
-	missing := func(what, hint string) error {
-		return &registry.Error{Code: registry.CodeLoadingFailed, Op: "manager.chooseEngine", Msg: what + " " + hint,
-			Failure: &registry.Failure{Kind: registry.FailureEngineMissing, Msg: what, Hint: hint}}
-	}
-	if model.Engine != "" && model.Engine != registry.EngineAuto {
-		for _, l := range m.Loaders {
-			info := l.Info()
-			if info.Name != model.Engine {
-				continue
-			}
-			if !slices.Contains(info.Sources, model.SourceType) {
-				return chosenEngine{}, missing(fmt.Sprintf("%s does not run models from %s.", info.Title, model.SourceType), "Set engine to auto.")
-			}
-			if !slices.Contains(info.Formats, model.ModelFormat) {
-				return chosenEngine{}, missing(fmt.Sprintf("%s cannot load %s.", info.Title, model.ModelFormat), "Set engine to auto, or register a version in a format that it loads: "+joinFormats(info.Formats)+".")
-			}
-			v, err := l.Check(ctx)
-			if err != nil {
-				return chosenEngine{}, missing(info.Title+" is not usable on this machine: "+registry.AsError(err).Error(), info.HowToGet)
-			}
-			return chosenEngine{l, info, v, "asked for"}, nil
-		}
-		return chosenEngine{}, missing(fmt.Sprintf("The engine %s is not part of this version.", model.Engine), "Set engine to auto.")
-	}
-	var unusable []string
-	hint := ""
+// chooseEngine applies a model's engine field: the one named, or with auto the best that is usable on this host for its
+// source, format, architecture and device. See chooseAmong.
+func (m *Manager) chooseEngine(ctx context.Context, model registry.Model, device registry.Device, facts registry.Facts, sample registry.Sample) (chosenEngine, error) {
+	in := choiceInput{model: model, device: cmp.Or(device, model.DevicePreference, registry.DeviceAuto), facts: facts, gpu: len(usableGPUs(PlanInput{Model: model, Sample: sample})) > 0}
+	var set []loaders.Loader
 	for _, l := range m.Loaders {
-		info := l.Info()
-		if info.Name == "fake" || info.OnlyNamed || !slices.Contains(info.Formats, model.ModelFormat) || !slices.Contains(info.Sources, model.SourceType) {
-			continue
+		// A test double is used only by models that name it.
+		if info := l.Info(); info.Name == model.Engine || info.Name != "fake" {
+			set = append(set, l)
+			in.engines = append(in.engines, engineOption{info: info})
 		}
-		v, err := l.Check(ctx)
-		if err != nil {
-			if ctx.Err() != nil {
-				return chosenEngine{}, ctx.Err()
+	}
+	if err := m.checkEngines(ctx, in, set); err != nil {
+		return chosenEngine{}, err
+	}
+	i, verdicts := chooseAmong(in)
+	if i >= 0 {
+		return chosenEngine{set[i], in.engines[i].info, in.engines[i].version, verdicts[i].Why, verdicts}, nil
+	}
+	what, hint := in.noEngine()
+	return chosenEngine{verdicts: verdicts}, &registry.Error{Code: registry.CodeLoadingFailed, Op: "manager.chooseEngine", Msg: what + " " + hint,
+		Failure: &registry.Failure{Kind: registry.FailureEngineMissing, Msg: what, Hint: hint}}
+}
+
+// noEngine says why no engine runs a model, and what to do.
+func (in choiceInput) noEngine() (what, hint string) {
+	m := in.model
+	if m.Engine != "" && m.Engine != registry.EngineAuto {
+		for _, e := range in.engines {
+			switch info := e.info; {
+			case info.Name != m.Engine:
+			case !slices.Contains(info.Sources, m.SourceType):
+				return fmt.Sprintf("%s does not run models from %s.", info.Title, m.SourceType), "Set engine to auto."
+			case !slices.Contains(info.Formats, m.ModelFormat):
+				return fmt.Sprintf("%s cannot load %s.", info.Title, m.ModelFormat), "Set engine to auto, or register a version in a format that it loads: " + joinFormats(info.Formats) + "."
+			default:
+				return info.Title + " is not usable on this machine: " + e.problem, info.HowToGet
 			}
-			unusable = append(unusable, info.Title)
-			hint = info.HowToGet
-			continue
 		}
-		return chosenEngine{l, info, v, fmt.Sprintf("auto: loads %s", model.ModelFormat)}, nil
+		return fmt.Sprintf("The engine %s is not part of this version.", m.Engine), "Set engine to auto."
 	}
-	if len(unusable) > 0 {
-		return chosenEngine{}, missing(fmt.Sprintf("No engine for %s is installed here; %s could load it.", model.ModelFormat, strings.Join(unusable, " or ")), hint)
+	var missing []string
+	for _, e := range in.engines {
+		if e.problem != "" && !e.info.OnlyNamed {
+			missing, hint = append(missing, e.info.Title), e.info.HowToGet
+		}
 	}
-	return chosenEngine{}, missing(fmt.Sprintf("No engine of this version loads %s from %s.", model.ModelFormat, model.SourceType), "The gguf format works with llama.cpp.")
+	if len(missing) > 0 {
+		return fmt.Sprintf("No engine for %s is installed here; %s could load it.", m.ModelFormat, strings.Join(missing, " or ")), hint
+	}
+	return fmt.Sprintf("No engine of this version loads %s from %s.", m.ModelFormat, m.SourceType), "The gguf format works with llama.cpp."
 }
 
 func joinFormats(fs []registry.Format) string {
@@ -81,27 +82,6 @@ func joinFormats(fs []registry.Format) string {
 		out[i] = string(f)
 	}
 	return strings.Join(out, ", ")
-}
-
-// Engines says which engines there are and whether they can be used on this host.
-func (m *Manager) Engines(ctx context.Context) []registry.EngineStatus {
-	out := make([]registry.EngineStatus, 0, len(m.Loaders))
-	for _, l := range m.Loaders {
-		info := l.Info()
-		if info.Name == "fake" {
-			continue // a test double; it works when a model names it
-		}
-		st := registry.EngineStatus{Name: info.Name, Title: info.Title, HowToGet: info.HowToGet, Formats: info.Formats, Experimental: info.Experimental}
-		_, st.Installable = l.(Installer)
-		v, err := l.Check(ctx)
-		if err != nil {
-			st.Problem = registry.AsError(err).Error()
-		} else {
-			st.Usable, st.Version, st.Path, st.Devices = true, v.Version, v.Path, v.Devices
-		}
-		out = append(out, st)
-	}
-	return out
 }
 
 // ForPeople leaves out the lines of an engine's log that it writes for its loader.
@@ -117,59 +97,4 @@ func (m *Manager) ForPeople(lines []string) []string {
 		}
 	}
 	return out
-}
-
-// install is an installation under way.
-type install struct {
-	track  *tracker
-	cancel context.CancelFunc
-}
-
-// InstallEngine installs an engine in the background. A second call while it runs gives the same operation.
-// CodeNotFound for a name that there is none of, CodeUnsupported when it cannot be installed from here.
-func (m *Manager) InstallEngine(ctx context.Context, name, actor string) (registry.Operation, error) {
-	for _, l := range m.Loaders {
-		info := l.Info()
-		if info.Name != name || name == "fake" {
-			continue
-		}
-		ins, ok := l.(Installer)
-		if !ok {
-			return registry.Operation{}, registry.Errorf(registry.CodeUnsupported, "%s cannot be installed from here. %s", info.Title, info.HowToGet)
-		}
-		t := m.newOperation(registry.OperationInstall, name, actor, "asked for", []registry.StageName{registry.StageFetch, registry.StageVerify, registry.StageEngine, registry.StageReady})
-		run, cancel := context.WithCancel(m.ctx)
-		got, loaded := m.installs.LoadOrStore(name, &install{t, cancel})
-		if loaded {
-			cancel()
-			m.live.Delete(t.op.ID)
-			return got.(*install).track.snapshot(), nil
-		}
-		if err := t.save(); err != nil {
-			cancel()
-			m.installs.Delete(name)
-			m.live.Delete(t.op.ID)
-			return registry.Operation{}, err
-		}
-		m.goWork(func() {
-			defer cancel()
-			err := ins.Install(run, m.EngineDir, t.report)
-			m.installs.Delete(name)
-			if run.Err() != nil {
-				err = context.Canceled
-			}
-			outcome := ""
-			if err == nil {
-				outcome = info.Title + " is installed."
-			}
-			t.finish(err, outcome)
-			for _, st := range m.Engines(m.ctx) {
-				if st.Name == name {
-					m.bus.Publish(registry.EventEngine, name, st)
-				}
-			}
-		})
-		return t.snapshot(), nil
-	}
-	return registry.Operation{}, registry.Errorf(registry.CodeNotFound, "There is no engine named %q", name)
 }

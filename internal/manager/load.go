@@ -107,27 +107,29 @@ func (m *Manager) planFor(ctx context.Context, rec registry.Record, device regis
 
 // decide is the dry run of reserve.
 func (m *Manager) decide(ctx context.Context, rec registry.Record, device registry.Device, art registry.Artifact) (registry.Plan, error) {
-	in, _, err := m.planInput(ctx, rec, device, art)
+	in, eng, err := m.planInput(ctx, rec, device, art)
 	if err != nil {
 		if ctx.Err() != nil {
 			return registry.Plan{}, err
 		}
-		return registry.Plan{ModelID: rec.ModelID, Problem: registry.ProblemOf(err), Sentence: registry.AsError(err).Error()}, nil
+		return registry.Plan{ModelID: rec.ModelID, Problem: registry.ProblemOf(err), Sentence: registry.AsError(err).Error(), Engines: eng.verdicts}, nil
 	}
 	in.Reservations = m.ledger.othersOf(rec.ModelID)
-	return MakePlan(in), nil
+	p := MakePlan(in)
+	p.Engines = eng.verdicts
+	return p, nil
 }
 
 // planInput gathers what the planner needs but for the reservations: the engine, its build, the footprints and a fresh
 // sample.
 func (m *Manager) planInput(ctx context.Context, rec registry.Record, device registry.Device, art registry.Artifact) (PlanInput, chosenEngine, error) {
-	eng, err := m.chooseEngine(ctx, rec.Model)
-	if err != nil {
-		return PlanInput{}, eng, err
-	}
 	sample, err := m.Hardware.Refresh(ctx)
 	if err != nil {
-		return PlanInput{}, eng, registry.Errorf(registry.CodeUnavailable, "The memory of this machine could not be read: %w", err)
+		return PlanInput{}, chosenEngine{}, registry.Errorf(registry.CodeUnavailable, "The memory of this machine could not be read: %w", err)
+	}
+	eng, err := m.chooseEngine(ctx, rec.Model, device, art.Facts, sample)
+	if err != nil {
+		return PlanInput{}, eng, err
 	}
 	in := PlanInput{
 		Model: rec.Model, Device: cmp.Or(device, rec.DevicePreference), Engine: eng.info.Name, Why: eng.why, Builds: eng.version.Devices,

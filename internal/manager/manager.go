@@ -82,7 +82,9 @@ type Manager struct {
 	changed   sync.Map // model id → what changed on disk under it, in words
 	writeback *writeback
 	ready     chan struct{} // closed when the reconciler is through
-	installs  sync.Map      // engine name → operation id
+	jobs      sync.Map      // engine name → *engineJob, what is under way with it
+	checks    checkBook
+	sizes     sizeBook
 	rates     rateBook
 	imported  atomic.Pointer[registry.ManifestStatus]
 }
@@ -133,6 +135,9 @@ func (m *Manager) Start(ctx context.Context) error {
 			return registry.Errorf(registry.CodeUnavailable, "The data folder cannot be used: %w", err)
 		}
 	}
+	if err := os.RemoveAll(m.selfTestDir()); err != nil {
+		m.log.Warn("What is left of a self-test cannot be removed", "err", err)
+	}
 	if err := m.applySettings(ctx); err != nil {
 		return err
 	}
@@ -151,6 +156,7 @@ func (m *Manager) Start(ctx context.Context) error {
 	m.recallChanges()
 	m.goWork(m.watch)
 	m.goWork(m.retainHourly)
+	m.goWork(m.clearRemoved)
 	return nil
 }
 
@@ -266,7 +272,7 @@ func (m *Manager) Await(ctx context.Context, id string) (registry.Operation, err
 	return m.Operation(context.WithoutCancel(ctx), id)
 }
 
-// CancelOperation cancels a load or an installation that is under way, or a fetch that is under way or rests. What has
+// CancelOperation cancels a load, or an engine's installation or self-test that is under way, or a fetch that is under way or rests. What has
 // arrived of a cancelled fetch stays on the disk, and the next one goes on from there. CodeBadState for operations that have ended or cannot be cancelled.
 func (m *Manager) CancelOperation(ctx context.Context, id, by string) (registry.Operation, error) {
 	op, err := m.Operation(ctx, id)
@@ -285,9 +291,9 @@ func (m *Manager) CancelOperation(ctx context.Context, id, by string) (registry.
 		if err := a.cancelLoad(ctx, id, by); err != nil {
 			return op, err
 		}
-	case registry.OperationInstall:
-		if v, ok := m.installs.Load(op.Subject); ok {
-			v.(*install).cancel()
+	case registry.OperationInstall, registry.OperationSelfTest:
+		if v, ok := m.jobs.Load(op.Subject); ok && v.(*engineJob).track.op.ID == id {
+			v.(*engineJob).cancel()
 		}
 	case registry.OperationFetch:
 		_, err := m.onFetch(ctx, id, "cancelled", func(a *actor, op registry.Operation) error {
@@ -296,8 +302,8 @@ func (m *Manager) CancelOperation(ctx context.Context, id, by string) (registry.
 		if err != nil {
 			return op, err
 		}
-	case registry.OperationUnload, registry.OperationImport:
-		return op, registry.Errorf(registry.CodeBadState, "An %s cannot be cancelled: it gives back what it can as it is", op.Kind)
+	case registry.OperationUnload, registry.OperationImport, registry.OperationRemove:
+		return op, registry.Errorf(registry.CodeBadState, "The operation %s cannot be cancelled: it gives back what it can as it is", op.Kind)
 	}
 	return m.Await(ctx, id)
 }

@@ -157,7 +157,12 @@ func (m *Manager) SetRootFolders(ctx context.Context, folders []string) (registr
 	return next, nil
 }
 
+// applyRoots confines the source of local files. The tiny models of self-tests lie in a folder of ours, which belongs to
+// them.
 func (m *Manager) applyRoots(folders []string) error {
+	if len(folders) > 0 {
+		folders = append(slices.Clone(folders), m.selfTestDir())
+	}
 	for _, src := range m.Sources {
 		if c, ok := src.(confined); ok {
 			if err := c.SetRoots(slices.Clone(folders)); err != nil {

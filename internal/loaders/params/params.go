@@ -30,6 +30,9 @@ var ofSources = []string{
 	"username", "password",
 }
 
+// OfSource reports whether a parameter belongs to where the weights come from, so that no loader has to know it.
+func OfSource(name string) bool { return slices.Contains(ofSources, name) }
+
 // Values are the parameters that were given, checked: string, int64, bool, float64, []string or map[string]any.
 type Values map[string]any
 
@@ -50,7 +53,7 @@ func Read(loader string, in map[string]any, specs []Spec) (Values, error) {
 		field := "custom_loader_params." + name
 		i := slices.IndexFunc(specs, func(s Spec) bool { return s.Name == name })
 		if i < 0 {
-			if !slices.Contains(ofSources, name) {
+			if !OfSource(name) {
 				errs = append(errs, registry.FieldError{Field: field, Msg: fmt.Sprintf("is not a parameter of %s; it understands %s", loader, strings.Join(namesOf(specs), ", "))})
 			}
 			continue

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -96,11 +97,31 @@ func (l *Loader) locate() (string, error) {
 	for _, dir := range l.o.SearchDirs {
 		done, err := filepath.Glob(filepath.Join(dir, Name, "*", marker))
 		if err == nil && len(done) > 0 {
-			slices.Sort(done)
-			return filepath.Join(filepath.Dir(done[len(done)-1]), "bin", "vllm"), nil
+			newest := slices.MaxFunc(done, func(a, b string) int {
+				return compareVersions(filepath.Base(filepath.Dir(a)), filepath.Base(filepath.Dir(b)))
+			})
+			return filepath.Join(filepath.Dir(newest), "bin", "vllm"), nil
 		}
 	}
 	return "", &registry.Error{Code: registry.CodeUnavailable, Op: "vllm.Check", Msg: "vLLM is not installed. " + l.Info().HowToGet}
+}
+
+// compareVersions orders 0.32 after 0.9; what is no number counts as 0.
+func compareVersions(a, b string) int {
+	as, bs := strings.Split(a, "."), strings.Split(b, ".")
+	for i := range max(len(as), len(bs)) {
+		var x, y int
+		if i < len(as) {
+			x, _ = strconv.Atoi(as[i])
+		}
+		if i < len(bs) {
+			y, _ = strconv.Atoi(bs[i])
+		}
+		if x != y {
+			return x - y
+		}
+	}
+	return strings.Compare(a, b)
 }
 
 var (

@@ -1,0 +1,160 @@
+package manager
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/industriverse/llmmodelmanager/internal/loaders"
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+)
+
+// How engines are looked for.
+const (
+	checkedFor  = 2 * time.Second        // what was found is believed so long: a plan for a hundred models asks once
+	checkedElse = 500 * time.Millisecond // so long is waited for the rest once an engine is found that would do
+	checkAtMost = 2 * time.Minute        // a program that does not say its version by then is not waited for
+)
+
+// checkBook keeps what engines said when they were last looked for.
+type checkBook struct {
+	mu   sync.Mutex
+	last map[string]*engineCheck
+	// changes counts what may have changed what is usable: installations, removals, and people who ask to look again.
+	changes int64
+}
+
+// engineCheck is one look for one engine.
+type engineCheck struct {
+	done    chan struct{}
+	at      time.Time // when it was done
+	version loaders.Version
+	err     error
+}
+
+// check begins to look for an engine, or returns a look that is under way or fresh.
+func (m *Manager) check(l loaders.Loader) *engineCheck {
+	b, name := &m.checks, l.Info().Name
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if c := b.last[name]; c != nil {
+		select {
+		case <-c.done:
+			if time.Since(c.at) < checkedFor {
+				return c
+			}
+		default:
+			return c
+		}
+	}
+	c := &engineCheck{done: make(chan struct{})}
+	if b.last == nil {
+		b.last = map[string]*engineCheck{}
+	}
+	b.last[name] = c
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed { // looked at under the lock: Close waits for all work that began before
+		c.err = errClosing()
+		close(c.done)
+		return c
+	}
+	m.goWork(func() {
+		ctx, cancel := context.WithTimeout(m.ctx, checkAtMost)
+		defer cancel()
+		c.version, c.err = l.Check(ctx)
+		c.at = time.Now()
+		close(c.done)
+	})
+	return c
+}
+
+// ForgetEngines makes the next look for the engines a fresh one.
+func (m *Manager) ForgetEngines() {
+	m.checks.mu.Lock()
+	defer m.checks.mu.Unlock()
+	m.checks.changes++
+	for name, c := range m.checks.last {
+		select {
+		case <-c.done:
+			delete(m.checks.last, name)
+		default: // it ends soon; who waits for it gets it
+			m.checks.last[name] = nil
+		}
+	}
+}
+
+// EngineChanges grows whenever what is usable may have changed.
+func (m *Manager) EngineChanges() int64 {
+	m.checks.mu.Lock()
+	defer m.checks.mu.Unlock()
+	return m.checks.changes
+}
+
+// wait returns what a look found, or the context's error.
+func (c *engineCheck) wait(ctx context.Context) (loaders.Version, error) {
+	select {
+	case <-c.done:
+		return c.version, c.err
+	default:
+	}
+	select {
+	case <-c.done:
+		return c.version, c.err
+	case <-ctx.Done():
+		return loaders.Version{}, ctx.Err()
+	}
+}
+
+// checkEngines looks for those of the engines that load such models at all, and fills in what was found. It does not wait
+// long for the rest once one is found that would do. The error is the context's.
+func (m *Manager) checkEngines(ctx context.Context, in choiceInput, set []loaders.Loader) error {
+	checks := make([]*engineCheck, len(set))
+	for i := range in.engines {
+		e := &in.engines[i]
+		if slices.Contains(e.info.Sources, in.model.SourceType) && slices.Contains(e.info.Formats, in.model.ModelFormat) {
+			checks[i] = m.check(set[i])
+		}
+	}
+	patience := ctx
+	hurry := func() {
+		if patience == ctx {
+			var cancel context.CancelFunc
+			patience, cancel = context.WithTimeout(ctx, checkedElse)
+			context.AfterFunc(patience, cancel) // it ends soon by itself
+		}
+	}
+	if in.model.Engine != "" && in.model.Engine != registry.EngineAuto {
+		hurry()
+	}
+	for i, c := range checks {
+		if c == nil {
+			continue
+		}
+		e, l := &in.engines[i], set[i]
+		wait := patience
+		if in.model.Engine == e.info.Name {
+			wait = ctx
+		}
+		v, err := c.wait(wait)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil && wait.Err() != nil:
+			e.unseen = true
+			continue
+		case err != nil:
+			e.problem = registry.AsError(err).Error()
+			continue
+		}
+		e.version = v
+		if j, ok := l.(loaders.Judge); ok {
+			e.judge = func(d registry.Device) loaders.Objection { return j.Judge(in.model, in.facts, d, v) }
+		}
+		if rank, _ := in.judge(*e); rank == fine {
+			hurry()
+		}
+	}
+	return nil
+}
