@@ -164,6 +164,9 @@ func lookupLines(t io.Writer, l registry.Lookup) {
 	if l.Plan != nil {
 		row("load", l.Plan.Sentence)
 	}
+	if l.Problem != nil {
+		row("problem", l.Problem.Msg)
+	}
 	row("read", fmt.Sprintf("%s in %d requests", bytes(l.Read), l.Requests))
 }
 

@@ -2,9 +2,11 @@ package manager
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
@@ -39,7 +41,10 @@ func (m *Manager) LookUp(ctx context.Context, in registry.Model) (registry.Looku
 		return out, err
 	}
 	snap, err := m.resolve(ctx, model)
-	if err != nil {
+	refused := err
+	if gatedOff(err) {
+		snap.Facts.Notes = append(slices.Clone(snap.Facts.Notes), "This is what everybody may know. The memory is estimated from the size of the files: what is in them could not be read.")
+	} else if err != nil {
 		out.Model = model
 		return out, err
 	}
@@ -53,8 +58,14 @@ func (m *Manager) LookUp(ctx context.Context, in registry.Model) (registry.Looku
 		return out, err
 	}
 	out.Model, out.Revision, out.Files, out.Bytes, out.OnDisk, out.Facts, out.Plan = model.Redacted(), snap.Revision, snap.Files, snap.Bytes, snap.OnDisk, snap.Facts, &p
-	out.Requests, out.Read = snap.Cost.Requests, snap.Cost.Bytes
-	return out, nil
+	out.Requests, out.Read, out.Problem = snap.Cost.Requests, snap.Cost.Bytes, registry.ProblemOf(refused)
+	return out, refused
+}
+
+// gatedOff reports whether a source has said what a model is and refuses its files.
+func gatedOff(err error) bool {
+	var e *registry.Error
+	return errors.As(err, &e) && e.Failure != nil && e.Failure.Kind == registry.FailureGated
 }
 
 // lookupFaults are those of registry.Validate but for what a look-up fills in.

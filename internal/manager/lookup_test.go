@@ -136,6 +136,15 @@ func TestLookUp(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	// A gated model: everything that everybody may know, and why there is no more.
+	d.Fail("org/gated", &registry.Error{Code: registry.CodeLoadingFailed, Msg: "It is gated", Failure: &registry.Failure{Kind: registry.FailureGated, Hint: "Accept the terms"}})
+	l, err = r.LookUp(r.ctx(), registry.Model{SourceType: registry.SourceHuggingFace, SourcePath: "org/gated", Engine: "fake"})
+	if registry.CodeOf(err) != registry.CodeLoadingFailed || l.Problem == nil || l.Problem.Failure.Hint == "" {
+		t.Errorf("%+v %v", l.Problem, err)
+	}
+	if l.Model.ModelID != "org/gated" || l.Model.ModelFormat != registry.FormatGGUF || l.Revision == "" || len(l.Files) != 1 || l.Bytes == 0 || !l.Facts.Gated || l.Facts.Licence == "" || l.Plan == nil || len(l.Facts.Notes) == 0 {
+		t.Errorf("%+v", l)
+	}
 	d.Fail("org/none", registry.Errorf(registry.CodeNotFound, "nothing there"))
 	if _, err := r.LookUp(r.ctx(), registry.Model{SourceType: registry.SourceHuggingFace, SourcePath: "org/none"}); registry.CodeOf(err) != registry.CodeNotFound {
 		t.Errorf("%v", err)

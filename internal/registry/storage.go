@@ -21,8 +21,11 @@ type Lookup struct {
 	Facts    Facts   `json:"facts"`
 	Offers   []Offer `json:"offers,omitempty"`
 	Plan     *Plan   `json:"plan,omitempty"` // what a load would take now
-	Requests int     `json:"requests"`       // what the look took of the network
-	Read     int64   `json:"read"`           // bytes
+	// Problem is why the rest is not known and a fetch would fail, for a gated model whose files the caller may not have.
+	// What stands beside it is what everybody may know.
+	Problem  *Problem `json:"problem,omitempty"`
+	Requests int      `json:"requests"` // what the look took of the network
+	Read     int64    `json:"read"`     // bytes
 }
 
 // StoredArtifact is one revision of a model's files on a disk of this machine.

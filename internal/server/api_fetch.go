@@ -110,7 +110,7 @@ func (s *Server) lookUp(c echo.Context) error {
 		return err
 	}
 	l, err := s.Manager.LookUp(c.Request().Context(), s.withKeptSecrets(c.Request().Context(), m))
-	if err != nil {
+	if err != nil && l.Problem == nil {
 		return err
 	}
 	if l.Plan != nil {

@@ -106,6 +106,11 @@ func TestLookUpOverTheAPI(t *testing.T) {
 	} {
 		w.member.json("POST", "/api/v1/lookup", body).is(http.StatusUnprocessableEntity).has(field)
 	}
+	w.depot.Fail("team/gated", &registry.Error{Code: registry.CodeLoadingFailed, Msg: "The repository is gated", Failure: &registry.Failure{Kind: registry.FailureGated, Hint: "Accept the terms first"}})
+	gated := w.member.json("POST", "/api/v1/lookup", `{"source_type":"huggingface","source_path":"team/gated","engine":"fake"}`).is(http.StatusOK).has("Accept the terms first").has("llama3.1").has("weights.gguf")
+	if p, _ := gated.field("problem").(map[string]any); p["code"] != "loading_failed" {
+		t.Errorf("%s", gated.Body)
+	}
 	w.member.json("POST", "/api/v1/lookup", `{`).is(http.StatusBadRequest)
 	w.viewer.json("POST", "/api/v1/lookup", `{"source_type":"huggingface","source_path":"a/b"}`).is(http.StatusForbidden)
 	w.outsider.json("POST", "/api/v1/lookup", `{"source_type":"huggingface","source_path":"a/b"}`).is(http.StatusForbidden)

@@ -87,16 +87,22 @@ func (s *Server) preview(c echo.Context, f view.Form, values map[string]any, bad
 		case registry.CodeInvalid, registry.CodeNotFound, registry.CodeLoadingFailed, registry.CodeInsufficientResources, registry.CodeConflict, registry.CodeBadState,
 			registry.CodeBusy, registry.CodeUnavailable, registry.CodeTimeout, registry.CodeUnsupported:
 		}
-		if len(l.Offers) > 0 { // there is a choice to make first
-			p = view.PreviewOf(l, f)
+		if len(l.Offers) > 0 || l.Problem != nil { // there is a choice to make first, or it is gated
+			p = s.previewOf(c, &l, f)
 		}
-		return refused(registry.ProblemOf(err))
+		p, _, err := refused(registry.ProblemOf(err))
+		return p, l, err
 	}
+	return s.previewOf(c, &l, f), l, nil
+}
+
+// previewOf shows what was found as far as the caller may see it.
+func (s *Server) previewOf(c echo.Context, l *registry.Lookup, f view.Form) *view.Preview {
 	if l.Plan != nil {
 		plan := s.visiblePlan(c, *l.Plan)
 		l.Plan = &plan
 	}
-	return view.PreviewOf(l, f), l, nil
+	return view.PreviewOf(*l, f)
 }
 
 // forLook makes a model fit to be looked up for the caller: with a team whose secrets they may use, and with the
@@ -164,7 +170,7 @@ func (s *Server) complete(c echo.Context, f *view.Form, values map[string]any) e
 		p.Problem, p.Waited = slowSource(), 0
 	}
 	f.Preview = p
-	if p.Problem != nil {
+	if p.Problem != nil && l.Problem == nil {
 		return nil // the fields say that they are required, and the preview why they could not be filled in
 	}
 	for name, v := range p.Suggested {

@@ -93,7 +93,9 @@ func TestPreviewTellsWhatIsWrong(t *testing.T) {
 	w := newWorld(t)
 	w.depot.Fail("team/gated", &registry.Error{Code: registry.CodeLoadingFailed, Msg: "The repository is gated", Failure: &registry.Failure{Kind: registry.FailureGated, Hint: "Accept the terms first"}})
 	w.depot.Fail("team/busy", &registry.Error{Code: registry.CodeBusy, Msg: "The Hub limits requests", RetryAfter: time.Minute})
-	w.member.get(preview("source_type", "huggingface", "source_path", "team/gated")).is(http.StatusOK).has("The repository is gated").has("Accept the terms first")
+	w.member.get(preview("source_type", "huggingface", "source_path", "team/gated")).is(http.StatusOK).has("The repository is gated").has("Accept the terms first").has("llama3.1").has("1 file")
+	// It can be registered by its path alone: the token may come later.
+	w.member.post("/models", "source_type", "huggingface", "source_path", "team/gated", "engine", "fake").to(view.ModelURL("team/gated"))
 	w.member.get(preview("source_type", "huggingface", "source_path", "team/busy")).is(http.StatusOK).has("The Hub limits requests")
 	w.member.get(preview("source_type", "huggingface", "source_path", "bad/name")).is(http.StatusOK).has("source_path")
 	w.member.get(preview("source_type", "huggingface", "source_path", "team/x", "context_length", "8k")).is(http.StatusOK).has("context_length")

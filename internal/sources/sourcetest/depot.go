@@ -117,7 +117,9 @@ func (d *Depot) Resolve(ctx context.Context, ref sources.Ref) (sources.Snapshot,
 	if err := d.fails[ref.Path]; err != nil {
 		s := sources.Snapshot{}
 		if f := registry.AsError(err).Failure; f != nil && f.Kind == registry.FailureGated {
-			s.Facts = registry.Facts{Parameters: 42, Gated: true} // what the Hub tells everybody
+			// What the Hub tells everybody.
+			s.Ref, s.Revision, s.Files, s.Bytes = ref, "r1", []registry.File{{Path: "weights.gguf", Size: 1 << 20}}, 1<<20
+			s.Facts = registry.Facts{Parameters: 42, Gated: true, Licence: "llama3.1"}
 		}
 		return s, err
 	}
