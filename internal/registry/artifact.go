@@ -30,15 +30,17 @@ type Facts struct {
 	Name             string `json:"name,omitempty"`
 	Parameters       int64  `json:"parameters,omitempty"`        // true ones: those packed into one element are counted singly
 	ActiveParameters int64  `json:"active_parameters,omitempty"` // that one token passes through, of a mixture of experts
-	WeightBytes      int64  `json:"weight_bytes,omitempty"`
-	DType            string `json:"dtype,omitempty"` // the one that holds most bytes: bf16, q4_1, int4
-	Quantization     string `json:"quantization,omitempty"`
-	ContextLength    int    `json:"context_length,omitempty"` // that the model was trained for, in tokens
-	Layers           int    `json:"layers,omitempty"`
-	KVLayers         int    `json:"kv_layers,omitempty"` // of Layers, those that keep keys and values; 0 all of them
-	KVHeads          int    `json:"kv_heads,omitempty"`
-	KeyLength        int    `json:"key_length,omitempty"`   // per head
-	ValueLength      int    `json:"value_length,omitempty"` // per head
+	// EdgeParameters are those of the table of tokens and of the head over them, which quantisation while loading leaves as they are.
+	EdgeParameters int64  `json:"edge_parameters,omitempty"`
+	WeightBytes    int64  `json:"weight_bytes,omitempty"`
+	DType          string `json:"dtype,omitempty"` // the one that holds most bytes: bf16, q4_1, int4
+	Quantization   string `json:"quantization,omitempty"`
+	ContextLength  int    `json:"context_length,omitempty"` // that the model was trained for, in tokens
+	Layers         int    `json:"layers,omitempty"`
+	KVLayers       int    `json:"kv_layers,omitempty"` // of Layers, those that keep keys and values; 0 all of them
+	KVHeads        int    `json:"kv_heads,omitempty"`
+	KeyLength      int    `json:"key_length,omitempty"`   // per head
+	ValueLength    int    `json:"value_length,omitempty"` // per head
 	// KVLatent is, with latent attention (MLA), the elements that a layer keeps for each token in place of the keys and
 	// values of its heads: kv_lora_rank and the rotary key. 0 without.
 	KVLatent     int `json:"kv_latent,omitempty"`

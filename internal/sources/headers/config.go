@@ -86,6 +86,8 @@ var encoderTypes = map[string]bool{
 	"xlm-roberta-xl": true, "xmod": true,
 }
 
+var widthNames = []string{"hidden_size", "n_embd", "d_model", "dim", "model_dim"}
+
 // facts fills in what the configuration says.
 func (c config) facts(f *registry.Facts) {
 	if list := c.list("architectures"); len(list) > 0 {
@@ -105,6 +107,10 @@ func (c config) facts(f *registry.Facts) {
 	f.Embedding = encoderTypes[kind]
 	f.Vision = c.part("vision_config", "vit_config", "vision_tower_config", "visual") != nil
 	c.stack(kind, f).facts(f)
+	f.EdgeParameters = int64(c.number("vocab_size", "n_vocab", "padded_vocab_size")) * int64(c.number(widthNames...))
+	if !f.Embedding && !c.yes("tie_word_embeddings") {
+		f.EdgeParameters *= 2 // a head of its own
+	}
 	if c.yes("is_encoder_decoder") {
 		f.Notes = append(f.Notes, "An encoder and a decoder: the cache of the encoder's output is not counted.")
 	}
@@ -122,7 +128,7 @@ func (c config) stack(kind string, f *registry.Facts) *stack {
 	}
 	layers := c.number("num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_transformer_layers", "num_decoder_layers")
 	heads := c.number("num_attention_heads", "n_head", "n_heads", "num_heads")
-	width := c.number("hidden_size", "n_embd", "d_model", "dim", "model_dim")
+	width := c.number(widthNames...)
 	kv := c.number("num_key_value_heads", "num_kv_heads", "multi_query_group_num")
 	if kv == 0 {
 		kv = c.part("attn_config").number("kv_n_heads")

@@ -69,6 +69,29 @@ func TestConfigs(t *testing.T) {
 	}
 }
 
+// TestEdgeParameters: what bitsandbytes leaves in the weights' own dtype.
+func TestEdgeParameters(t *testing.T) {
+	for name, tt := range map[string]struct {
+		config string
+		want   int64
+	}{
+		"Llama 3 8B, two tables":       {`{"vocab_size":128256,"hidden_size":4096}`, 2 * 128256 * 4096},
+		"one table for both":           {`{"vocab_size":49152,"hidden_size":576,"tie_word_embeddings":true}`, 49152 * 576},
+		"an encoder has no head":       {`{"model_type":"bert","vocab_size":30522,"hidden_size":384}`, 30522 * 384},
+		"under text_config":            {`{"text_config":{"vocab_size":100,"hidden_size":8},"tie_word_embeddings":true}`, 800},
+		"nothing said":                 {`{}`, 0},
+		"the largest that is a number": {`{"vocab_size":2147483647,"hidden_size":2147483647}`, 2 * 2147483647 * 2147483647},
+	} {
+		t.Run(name, func(t *testing.T) {
+			files := sourcetest.SafetensorsFolder(1)
+			files["config.json"] = []byte(tt.config)
+			if w, err := readFolder(files, registry.FormatSafetensors); err != nil || w.Facts.EdgeParameters != tt.want {
+				t.Errorf("got %d, %v, want %d", w.Facts.EdgeParameters, err, tt.want)
+			}
+		})
+	}
+}
+
 func TestFolderKinds(t *testing.T) {
 	files := sourcetest.SafetensorsFolder(1)
 	files["config.json"] = []byte(`{"architectures":["BertModel"],"model_type":"bert","auto_map":{"AutoModel":"x.Y"},
