@@ -39,6 +39,7 @@ func (s *Store) buildIndex(rows *sql.Rows, more bool) (err error) {
 	begun := time.Now()
 	v := &version{}
 	var out block
+	var m slabs
 	for ; more; more = rows.Next() {
 		var key, description, tagsJSON, path, team, source, status string
 		if err := rows.Scan(&key, &description, &tagsJSON, &path, &team, &source, &status); err != nil {
@@ -52,14 +53,14 @@ func (s *Store) buildIndex(rows *sql.Rows, more bool) (err error) {
 			sourceNumber(registry.SourceType(source)), statusNumber(registry.Status(status)))
 		v.count++
 		if out.len() == blockSize {
-			v.blocks = out.appendSplit(v.blocks)
+			v.blocks = out.appendSplit(v.blocks, &m)
 			out.reset()
 		}
 	}
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	v.blocks = out.appendSplit(v.blocks)
+	v.blocks = out.appendSplit(v.blocks, &m)
 	if v.count > 10_000 {
 		// Reading so many rows leaves garbage about as large as the index. An idle server would keep it for minutes.
 		defer debug.FreeOSMemory()

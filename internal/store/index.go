@@ -134,15 +134,16 @@ func (b *block) add(text []byte, team uint32, source, status uint8) {
 }
 
 // appendSplit appends b's models to blocks, in as many blocks of about the same size as it takes for none to be larger
-// than blockSize. Each owns exactly the memory that it needs.
-func (b *block) appendSplit(blocks []*block) []*block {
+// than blockSize. Their memory comes from m; without one, each owns exactly what it needs.
+func (b *block) appendSplit(blocks []*block, m *slabs) []*block {
 	pieces := (b.len() + blockSize - 1) / blockSize
 	for p := range pieces {
 		lo, hi := p*b.len()/pieces, (p+1)*b.len()/pieces
-		piece := &block{
-			text:  bytes.Clone(b.text[b.start[lo]:b.start[hi]]),
-			start: slices.Clone(b.start[lo : hi+1]), team: slices.Clone(b.team[lo:hi]),
-			source: slices.Clone(b.source[lo:hi]), status: slices.Clone(b.status[lo:hi]),
+		piece := m.block()
+		*piece = block{
+			text:  m.copyOf(b.text[b.start[lo]:b.start[hi]]),
+			start: m.numbersOf(b.start[lo : hi+1]), team: m.numbersOf(b.team[lo:hi]),
+			source: m.copyOf(b.source[lo:hi]), status: m.copyOf(b.status[lo:hi]),
 		}
 		for i := range piece.start {
 			piece.start[i] -= b.start[lo]
@@ -206,6 +207,10 @@ func (v *version) with(changes []change) *version {
 	changes = slices.Clone(changes)
 	slices.SortStableFunc(changes, func(a, b change) int { return strings.Compare(a.key, b.key) })
 	next := &version{teams: v.teams, count: v.count, blocks: make([]*block, 0, len(v.blocks)+1)}
+	var m *slabs
+	if len(changes) >= manyChanges {
+		m = &slabs{}
+	}
 	rest := v.blocks
 	for len(changes) > 0 {
 		// The changes up to the block after the one that the first of them belongs to are made at once.
@@ -223,7 +228,7 @@ func (v *version) with(changes []change) *version {
 		if b.len() > 0 && len(mine) == 1 && mine[0].kind == changeStatus {
 			next.blocks = append(next.blocks, b.withStatus(mine[0]))
 		} else {
-			next.rebuild(b, mine)
+			next.rebuild(b, mine, m)
 		}
 	}
 	next.blocks = append(next.blocks, rest...)
@@ -243,8 +248,8 @@ func (b *block) withStatus(c change) *block {
 	return &out
 }
 
-// rebuild appends the models of b, with the sorted changes made, to v.blocks.
-func (v *version) rebuild(b *block, changes []change) {
+// rebuild appends the models of b, with the sorted changes made, to v.blocks, in memory from m.
+func (v *version) rebuild(b *block, changes []change, m *slabs) {
 	var out block
 	i := 0
 	keepBelow := func(key string) {
@@ -279,7 +284,7 @@ func (v *version) rebuild(b *block, changes []change) {
 	for ; i < b.len(); i++ {
 		out.add(b.entry(i), b.team[i], b.source[i], b.status[i])
 	}
-	v.blocks = out.appendSplit(v.blocks)
+	v.blocks = out.appendSplit(v.blocks, m)
 	v.count += out.len() - b.len()
 }
 

@@ -112,7 +112,7 @@ func TestSearchStopsCounting(t *testing.T) {
 	}
 }
 
-func checkVersion(t *rapid.T, v *version) {
+func checkVersion(t rapid.TB, v *version) {
 	count, last := 0, ""
 	for _, b := range v.blocks {
 		if b.len() == 0 || b.len() > blockSize || len(b.start) != b.len()+1 || int(b.start[b.len()]) != len(b.text) {
@@ -181,4 +181,53 @@ func TestIndexWhileBuilding(t *testing.T) {
 	if !met {
 		t.Error("the index was always built before the first change: the test says nothing")
 	}
+}
+
+// TestIndexInPortions builds an index whose blocks share memory and changes some of it: what stands beside a changed
+// model stays as it was, in the old version and in the new one.
+func TestIndexInPortions(t *testing.T) {
+	const n = manyChanges + 10*blockSize
+	var changes []change
+	for i := range n {
+		key := fmt.Sprintf("k%05d", i)
+		// Some texts are longer than a whole portion, and must still be whole.
+		description := strings.Repeat("x", 1+i%7)
+		if i%3000 == 5 {
+			description = strings.Repeat("y", slabBytes+1)
+		}
+		changes = append(changes, change{key: key, kind: changePut, team: "a", source: 1, status: 1, text: searchText(key, description, nil, key)})
+	}
+	built := (&version{}).with(changes)
+	checkVersion(t, built)
+	before := contents(built)
+	changed := built
+	for i := 0; i < n; i += 97 {
+		c := changes[i]
+		c.kind, c.text = changePut, searchText(c.key, strings.Repeat("z", 20), nil, c.key)
+		changed = changed.with([]change{c})
+	}
+	checkVersion(t, changed)
+	if diff := cmp.Diff(before, contents(built)); diff != "" {
+		t.Fatalf("the version that was built changed:\n%s", diff)
+	}
+	for i, text := range contents(changed) {
+		want := before[i]
+		if i%97 == 0 {
+			want = string(searchText(changes[i].key, strings.Repeat("z", 20), nil, changes[i].key))
+		}
+		if text != want {
+			t.Fatalf("model %d is %.60q, not %.60q", i, text, want)
+		}
+	}
+}
+
+// contents are the texts of all models.
+func contents(v *version) []string {
+	var out []string
+	for _, b := range v.blocks {
+		for i := range b.len() {
+			out = append(out, string(b.entry(i)))
+		}
+	}
+	return out
 }
