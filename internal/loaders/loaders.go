@@ -39,6 +39,7 @@ type Version struct {
 	Version string            // as the engine prints it
 	Path    string            // the program, or the address of a service
 	Devices []registry.Device // what this build can use
+	NoCUDA  string            // why CUDA is not among them and what would change that, as sentences; often ""
 }
 
 // LoadSpec is all that a loader needs to load one model.
@@ -142,6 +143,12 @@ type Judge interface {
 	// that v describes. f is what is known of the files, often nothing. It is quick; the zero Objection means that nothing
 	// speaks against it as far as is known.
 	Judge(m registry.Model, f registry.Facts, device registry.Device, v Version) Objection
+}
+
+// Narrower is a loader whose engine cannot run every model on every device that it can use.
+type Narrower interface {
+	// Narrow returns v with the devices that the model can run on, and NoCUDA where CUDA is not among them. It is quick.
+	Narrow(m registry.Model, v Version) Version
 }
 
 // Objection is what speaks against loading a model with an engine.

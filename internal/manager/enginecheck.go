@@ -148,6 +148,9 @@ func (m *Manager) checkEngines(ctx context.Context, in choiceInput, set []loader
 			e.problem = registry.AsError(err).Error()
 			continue
 		}
+		if n, ok := l.(loaders.Narrower); ok {
+			v = n.Narrow(in.model, v)
+		}
 		e.version = v
 		if j, ok := l.(loaders.Judge); ok {
 			e.judge = func(d registry.Device) loaders.Objection { return j.Judge(in.model, in.facts, d, v) }

@@ -19,6 +19,7 @@ type PlanInput struct {
 	Engine  string
 	Why     string            // why this engine
 	Builds  []registry.Device // what the engine's build can use
+	NoCUDA  string            // why that is without CUDA, for this model; often ""
 	NeedGPU registry.Footprint
 	NeedCPU registry.Footprint
 
@@ -125,7 +126,7 @@ func chooseDevice(in PlanInput, usable []registry.GPU) (onGPU bool, why string, 
 		case len(usable) == 0 || (len(in.Model.GPUIDs) > 0 && len(usable) < len(in.Model.GPUIDs)):
 			return none("Not every GPU that the model may use is usable: " + gpuProblems(in) + ".")
 		case !buildHasCUDA:
-			return none("This build of " + in.Engine + " cannot use CUDA. Install one that can, or set device_preference to cpu or auto.")
+			return none(cmp.Or(in.NoCUDA, "This build of "+in.Engine+" cannot use CUDA. Install one that can, or set device_preference to cpu or auto."))
 		}
 		return true, "asked for", nil
 	case registry.DeviceAuto:

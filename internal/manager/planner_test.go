@@ -404,6 +404,8 @@ func TestPlanSentences(t *testing.T) {
 			registry.VerdictNever, "cuda", "Not every GPU that the model may use is usable: GPU 3: there is none of this number."},
 		"a build without CUDA": {PlanInput{Device: "cuda", Engine: "llamacpp", Builds: cuda[:1], NeedGPU: needs(gb), Sample: registry.Sample{Host: host, GPUs: []registry.GPU{gpu(0, 24*gb, 24*gb)}}},
 			registry.VerdictNever, "cuda", "This build of llamacpp cannot use CUDA. Install one that can, or set device_preference to cpu or auto."},
+		"a build without CUDA, which says why": {PlanInput{Device: "cuda", Builds: cuda[:1], NoCUDA: "Install it.", NeedGPU: needs(gb), Sample: registry.Sample{Host: host, GPUs: []registry.GPU{gpu(0, 24*gb, 24*gb)}}},
+			registry.VerdictNever, "cuda", "Install it."},
 		"elsewhere": {PlanInput{Engine: "external"}, registry.VerdictFits, "remote", "Runs elsewhere: it takes no memory of this machine."},
 	} {
 		t.Run(name, func(t *testing.T) {
