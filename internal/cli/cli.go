@@ -26,7 +26,7 @@ var Version = "dev"
 // commands is the whole command line.
 type commands struct {
 	Config  kong.ConfigFlag  `help:"A YAML file with flags: listen: 0.0.0.0:8080" placeholder:"FILE" env:"LLMM_CONFIG"`
-	Version kong.VersionFlag `help:"Show the version." env:"-"`
+	Version kong.VersionFlag `help:"Show the version."`
 
 	Serve serveCmd `cmd:"" help:"Run the server and its console."`
 
@@ -48,12 +48,18 @@ type commands struct {
 	Instance instanceCmd `cmd:"" help:"Show the loaded instance of a model, loading it if need be."`
 	Ps       psCmd       `cmd:"" help:"List what is loaded and who holds the memory."`
 	Ops      opsCmd      `cmd:"" help:"List operations, newest first."`
+	Cancel   cancelCmd   `cmd:"" help:"Cancel an operation that is under way."`
 	Logs     logsCmd     `cmd:"" help:"Show the end of a model's engine log."`
 	Events   eventsCmd   `cmd:"" help:"Follow what happens, a JSON object a line."`
 	Import   importCmd   `cmd:"" help:"Import a YAML file of models."`
 	Export   exportCmd   `cmd:"" help:"Write the models as YAML."`
 	Engine   engineCmd   `cmd:"" help:"Engines: list those that are here, install one."`
 	Token    tokenCmd    `cmd:"" help:"API tokens of your account."`
+
+	Registration registrationCmd `cmd:"" help:"Approve, deprecate, archive or restore a model. For maintainers."`
+	Team         teamCmd         `cmd:"" help:"Teams and who is in them."`
+	User         userCmd         `cmd:"" help:"Accounts. For admins."`
+	Audit        auditCmd        `cmd:"" help:"List who did what, newest first. For admins."`
 }
 
 // env is what commands run in.
@@ -79,7 +85,7 @@ func Run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	code := -1
 	parser, err := kong.New(&cmd, kong.Name("llmm"),
 		kong.Description("One place to register, load, watch and use models on shared GPU machines."),
-		kong.Vars{"version": Version, "data_dir": defaultDataDir()}, kong.Configuration(yamlConfig), kong.DefaultEnvars("LLMM"),
+		kong.Vars{"version": Version, "data_dir": defaultDataDir()}, kong.Configuration(yamlConfig), kong.PostBuild(serveVariables),
 		kong.Writers(stdout, stderr), kong.Exit(func(c int) { code = c; panic(exited{}) }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}), kong.UsageOnError())
 	if err != nil {
@@ -125,7 +131,18 @@ func describe(err error) string {
 		return err.Error()
 	}
 	var b strings.Builder
-	b.WriteString(e.Error())
+	if len(e.Fields) > 1 {
+		b.WriteString(e.Msg)
+		for _, f := range e.Fields {
+			b.WriteString("\n  ")
+			if f.Line > 0 {
+				fmt.Fprintf(&b, "line %d, column %d: ", f.Line, f.Column)
+			}
+			b.WriteString(f.Field + " " + f.Msg)
+		}
+	} else {
+		b.WriteString(e.Error())
+	}
 	if f := e.Failure; f != nil {
 		if f.Hint != "" && !strings.Contains(e.Error(), f.Hint) {
 			b.WriteString("\n  " + f.Hint)
@@ -144,7 +161,7 @@ func describe(err error) string {
 				}
 			}
 			note := ""
-			if h.Evictable {
+			if h.Evictable && (s.Total == 0 || s.Needed <= s.Total) { // what is larger than the device fits after no eviction
 				note = ", idle: could be evicted (--evict)"
 			}
 			fmt.Fprintf(&b, "\n  %s holds %s%s", who, bytes(h.Bytes), note)
@@ -153,13 +170,33 @@ func describe(err error) string {
 	return b.String()
 }
 
-// yamlConfig lets a YAML file give flags by their names.
+// serveVariables gives each flag of serve its variable: --data-dir is LLMM_DATA_DIR. Flags of other commands have only those
+// that they name, or LLMM_MODELS, which is a file to serve, would narrow what llmm events shows.
+func serveVariables(k *kong.Kong) error {
+	for _, cmd := range k.Model.Children {
+		if cmd.Name != "serve" {
+			continue
+		}
+		for _, flag := range cmd.Flags {
+			if flag.Name != "help" && len(flag.Envs) == 0 {
+				name := "LLMM_" + strings.ToUpper(strings.ReplaceAll(flag.Name, "-", "_"))
+				flag.Envs, flag.Tag.Envs = []string{name}, []string{name}
+			}
+		}
+	}
+	return nil
+}
+
+// yamlConfig lets a YAML file give the flags of serve by their names, and server and token for the other commands.
 func yamlConfig(r io.Reader) (kong.Resolver, error) {
 	values := map[string]any{}
 	if err := yaml.NewDecoder(r).Decode(&values); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read the configuration file: %w", err)
 	}
-	return kong.ResolverFunc(func(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
+	return kong.ResolverFunc(func(_ *kong.Context, parent *kong.Path, flag *kong.Flag) (any, error) {
+		if n := parent.Node(); n != nil && n.Name != "serve" && flag.Name != "server" && flag.Name != "token" {
+			return nil, nil
+		}
 		if v, ok := values[flag.Name]; ok {
 			return v, nil
 		}

@@ -79,7 +79,7 @@ func (r *remote) send(ctx context.Context, method, path string, body io.Reader, 
 		return nil, fmt.Errorf("%s answered %s", base, resp.Status)
 	}
 	if p.Code == registry.CodeUnauthenticated && r.Token == "" {
-		p.Detail += " Give an API token with --token or LLMM_TOKEN; make one in the console under Account."
+		p.Detail += ". Give an API token with --token or LLMM_TOKEN; make one in the console under Account."
 	}
 	return nil, &registry.Error{Code: p.Code, Msg: p.Detail, Fields: p.Fields, Failure: p.Failure, Shortage: p.Shortage}
 }

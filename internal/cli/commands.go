@@ -2,6 +2,7 @@ package cli
 
 import (
 	stdbytes "bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -63,7 +65,12 @@ func (c *lsCmd) Run(e *env) error {
 	if c.JSON {
 		return nil
 	}
-	if len(all) == 0 {
+	switch {
+	case len(all) > 0:
+	case c.Q+c.Team+c.Status+c.Source != "":
+		fmt.Fprintln(e.stdout, "No model matches.")
+		return nil
+	default:
 		fmt.Fprintln(e.stdout, "No models. Register one with llmm register, or import a file with llmm import.")
 		return nil
 	}
@@ -164,6 +171,10 @@ func (c *registerCmd) Run(e *env) error {
 	if status == http.StatusCreated {
 		verb = "Registered"
 	}
+	if m.Status == registry.StatusReady || m.Status == registry.StatusSleeping {
+		fmt.Fprintf(e.stdout, "%s %s. It runs on as it was loaded; take the change over with: llmm load %s --force\n", verb, m.ModelID, m.ModelID)
+		return nil
+	}
 	fmt.Fprintf(e.stdout, "%s %s. Load it with: llmm load %s\n", verb, m.ModelID, m.ModelID)
 	return nil
 }
@@ -173,7 +184,7 @@ func fieldValue(name, v string) any {
 	f, _ := registry.FieldByName(name)
 	switch f.Kind {
 	case registry.KindInt:
-		return json.Number(v)
+		return number(v)
 	case registry.KindBool:
 		switch v {
 		case "true":
@@ -190,7 +201,7 @@ func fieldValue(name, v string) any {
 		list := []any{}
 		for p := range strings.SplitSeq(v, ",") {
 			if f.Kind == registry.KindInts {
-				list = append(list, json.Number(strings.TrimSpace(p)))
+				list = append(list, number(strings.TrimSpace(p)))
 			} else {
 				list = append(list, strings.TrimSpace(p))
 			}
@@ -199,6 +210,14 @@ func fieldValue(name, v string) any {
 	case registry.KindString, registry.KindEnum, registry.KindDuration:
 	}
 	return v
+}
+
+// number is v as a number if it is one. What is none goes as it is, and the server's answer names the field.
+func number(v string) any {
+	if _, err := strconv.ParseInt(v, 10, 64); err != nil {
+		return v
+	}
+	return json.Number(v)
 }
 
 type rmCmd struct {
@@ -229,13 +248,17 @@ func (c *planCmd) Run(e *env) error {
 	if err := c.get(e, path, &p); err != nil || c.JSON {
 		return err
 	}
-	fmt.Fprintln(e.stdout, p.Sentence)
-	if n := p.Needs; n.Bytes() > 0 && p.Verdict != registry.VerdictLoaded {
-		fmt.Fprintf(e.stdout, "Needs %s (weights %s, cache %s, engine %s; from %s), free %s. Engine %s (%s), device %s (%s).\n",
-			bytes(n.Bytes()), bytes(n.Weights), bytes(n.KVCache), bytes(n.Overhead), n.Basis, bytes(p.Free), dash(p.Engine), p.EngineWhy, dash(p.Device), p.DeviceWhy)
-	}
 	if p.Problem != nil {
 		return p.Problem.AsError()
+	}
+	fmt.Fprintln(e.stdout, p.Sentence)
+	if n := p.Needs; n.Bytes() > 0 && p.Verdict != registry.VerdictLoaded {
+		why := ""
+		if p.DeviceWhy != "" && !strings.Contains(p.Sentence, p.DeviceWhy) {
+			why = " (" + p.DeviceWhy + ")"
+		}
+		fmt.Fprintf(e.stdout, "Needs %s (weights %s, cache %s, engine %s; from %s), free %s. Engine %s (%s), device %s%s.\n",
+			bytes(n.Bytes()), bytes(n.Weights), bytes(n.KVCache), bytes(n.Overhead), n.Basis, bytes(p.Free), dash(p.Engine), p.EngineWhy, dash(p.Device), why)
 	}
 	return nil
 }
@@ -374,6 +397,25 @@ func (c *psCmd) Run(e *env) error {
 	})
 }
 
+type cancelCmd struct {
+	remote
+	Operation string `arg:"" help:"The operation's id; llmm ops lists them."`
+}
+
+func (c *cancelCmd) Run(e *env) error {
+	var op registry.Operation
+	raw, _, err := c.call(e.ctx, http.MethodDelete, "/api/v1/operations/"+url.PathEscape(c.Operation), nil, "", &op)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		_, err := e.stdout.Write(indent(raw))
+		return err
+	}
+	fmt.Fprintln(e.stdout, cmp.Or(op.Outcome, "It is being cancelled."))
+	return nil
+}
+
 type opsCmd struct {
 	remote
 	Model string `arg:"" optional:"" help:"Only this model's."`
@@ -387,9 +429,9 @@ func (c *opsCmd) Run(e *env) error {
 	if err := c.get(e, fmt.Sprintf("/api/v1/operations?limit=%d&model=%s", c.Limit, url.QueryEscape(c.Model)), &page); err != nil || c.JSON {
 		return err
 	}
-	return table(e.stdout, "TIME\tKIND\tSUBJECT\tSTATE\tBY\tOUTCOME", func(t *tabwriter.Writer) {
+	return table(e.stdout, "OPERATION\tTIME\tKIND\tSUBJECT\tSTATE\tBY\tOUTCOME", func(t *tabwriter.Writer) {
 		for _, op := range page.Operations {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", op.CreatedAt.Local().Format("2006-01-02 15:04:05"), op.Kind, op.Subject, op.State, op.Actor, dash(op.Outcome))
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", op.ID, op.CreatedAt.Local().Format("2006-01-02 15:04:05"), op.Kind, op.Subject, op.State, op.Actor, dash(op.Outcome))
 		}
 	})
 }
@@ -474,10 +516,22 @@ func (c *importCmd) Run(e *env) error {
 	for _, is := range res.Issues {
 		fmt.Fprintf(e.stderr, "%s:%d:%d: %s %s\n", c.File, is.Line, is.Column, is.Field, is.Msg)
 	}
-	if len(res.Issues) > 0 {
-		return fmt.Errorf("%d entries were left out", len(res.Issues))
+	if n := entriesOf(res.Issues); n == 1 {
+		return errors.New("1 entry was left out")
+	} else if n > 1 {
+		return fmt.Errorf("%d entries were left out", n)
 	}
 	return nil
+}
+
+// entriesOf counts the entries that issues are about: each may have several.
+func entriesOf(issues []registry.FieldError) int {
+	entries := map[string]bool{}
+	for _, is := range issues {
+		entry, _, _ := strings.Cut(is.Field, ".")
+		entries[entry] = true
+	}
+	return len(entries)
 }
 
 type exportCmd struct {

@@ -29,7 +29,7 @@ type engineFlags struct {
 	OllamaHost         string   `help:"A running Ollama to use for every model of that engine; OLLAMA_HOST does the same. Otherwise each model gets one of its own." placeholder:"HOST"`
 	Ollama             string   `help:"The program ollama to use. Otherwise the one on the PATH, or an installed one." placeholder:"FILE" type:"path"`
 	Vllm               string   `help:"The program vllm, or a Python that has it. Otherwise the one on the PATH, or an installed one." placeholder:"FILE" type:"path"`
-	Commands           string   `help:"A YAML file of programs that the engine command may run; docs/operations.md says how." placeholder:"FILE" type:"path"`
+	Commands           string   `help:"A YAML file of programs that the engine command may run; docs/engines.md says how." placeholder:"FILE" type:"path"`
 	ExternalHosts      []string `help:"Hosts of external services that everybody who may register models may name; others are for admins. *.example.com is all below it." placeholder:"HOST"`
 	ExternalPrivate    bool     `help:"Let external services be on this machine or in private networks."`
 	FakeEngine         string   `help:"The test double of an engine, for trying things out." placeholder:"FILE" type:"path" hidden:""`
