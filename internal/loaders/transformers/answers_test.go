@@ -235,6 +235,9 @@ func TestEveryKind(t *testing.T) {
 			if got := in.Endpoint().ModelClass; got != c.class {
 				t.Errorf("the class is %s, want %s", got, c.class)
 			}
+			if apis := in.Endpoint().APIs; !slices.ContainsFunc(apis, func(a registry.API) bool { return strings.Contains(c.path, string(a)) }) {
+				t.Errorf("it answers %s, and says that it answers %v", c.path, apis)
+			}
 			code, got := ask(t, in, c.path, c.body)
 			if code != http.StatusOK {
 				t.Fatalf("status %d: %v", code, got)

@@ -20,10 +20,13 @@ func (l *Loader) Offered() string { return bundled }
 // Judge looks for the architecture among the classes of the Transformers that is used; see loaders.Judge. One that comes
 // with the model's own code is not among them.
 func (l *Loader) Judge(m registry.Model, f registry.Facts, device registry.Device, v loaders.Version) loaders.Objection {
+	if m.ModelFormat == registry.FormatONNX {
+		return l.judgeONNX(m, f, v)
+	}
 	if device == registry.DeviceCPU && m.QuantizationBits != 0 {
 		return loaders.Objection{Why: "quantises on a CUDA GPU only, and quantization_bits is set", Sure: true}
 	}
-	if f.Architecture == "" || f.Format == registry.FormatONNX || m.TrustRemoteCode {
+	if f.Architecture == "" || m.TrustRemoteCode {
 		return loaders.Objection{}
 	}
 	l.known.mu.Lock()

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -47,9 +48,9 @@ func (l *Loader) Info() loaders.Info {
 	return loaders.Info{
 		Name: Name, Title: "Transformers",
 		Sources:  []registry.SourceType{registry.SourceLocal, registry.SourceHuggingFace, registry.SourceS3},
-		Formats:  []registry.Format{registry.FormatTransformersPT, registry.FormatSafetensors},
+		Formats:  []registry.Format{registry.FormatTransformersPT, registry.FormatSafetensors, registry.FormatONNX},
 		Devices:  []registry.Device{registry.DeviceCPU, registry.DeviceCUDA},
-		APIs:     []registry.API{registry.APIChat, registry.APICompletions, registry.APIEmbeddings},
+		APIs:     []registry.API{registry.APIChat, registry.APICompletions, registry.APIEmbeddings, registry.APIFillMask, registry.APIClassify},
 		Params:   params.Infos(table),
 		HowToGet: "Run `llmm engine install transformers` (it makes a Python environment of several gigabytes; needs Python 3.11 or later), or name an interpreter that has torch and transformers with --transformers-python.",
 		LogNoise: []string{mark},
@@ -78,7 +79,14 @@ func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(re
 	if err := httpengine.MainFile(cfg, spec.Artifact.Path); err != nil {
 		return nil, err
 	}
-	tokenizer, err := tokenizerPath(spec)
+	root, file := spec.Artifact.Path, ""
+	if spec.Model.ModelFormat == registry.FormatONNX {
+		if err := checkONNX(spec.Model, v); err != nil {
+			return nil, err
+		}
+		root, file = onnxFolder(spec.Artifact)
+	}
+	tokenizer, err := tokenizerPath(spec, root)
 	if err != nil {
 		return nil, err
 	}
@@ -89,13 +97,16 @@ func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(re
 	if err != nil {
 		return nil, err
 	}
+	if file != "" && e.ONNXRuntime == "" {
+		return nil, noONNXRuntime(e.path)
+	}
 	worker, err := l.worker()
 	if err != nil {
 		return nil, err
 	}
 	cfg.Endpoint = registry.Endpoint{Model: spec.Model.ModelID}
 	cfg.Command = func(port int, key string) httpengine.Command {
-		return httpengine.Command{Argv: []string{e.path, "-m", "llmm_worker"}, Env: environ(spec, v, worker, tokenizer, port, key)}
+		return httpengine.Command{Argv: []string{e.path, "-m", "llmm_worker"}, Env: environ(spec, v, worker, settings{Path: root, File: file, TokenizerPath: tokenizer, Port: port}, key)}
 	}
 	in, err := httpengine.Load(ctx, cfg, spec, report)
 	if err != nil {
@@ -136,9 +147,9 @@ func tidy(dir string) {
 // offload is where weights go that max_memory leaves no room for.
 const offload = "offload"
 
-// tokenizerPath returns the folder of the tokenizer: a path of this machine, or a folder within the artifact. "" is the
-// artifact's own.
-func tokenizerPath(spec loaders.LoadSpec) (string, error) {
+// tokenizerPath returns the folder of the tokenizer: a path of this machine, or a folder within the artifact's, root. "" is
+// the artifact's own.
+func tokenizerPath(spec loaders.LoadSpec, root string) (string, error) {
 	p := spec.Model.TokenizerPath
 	if p == "" || p == spec.Model.SourcePath {
 		return "", nil
@@ -147,7 +158,7 @@ func tokenizerPath(spec loaders.LoadSpec) (string, error) {
 		if p = filepath.FromSlash(p); !filepath.IsLocal(p) {
 			p = ""
 		}
-		p = filepath.Join(spec.Artifact.Path, p)
+		p = filepath.Join(root, p)
 	}
 	if _, err := os.Stat(p); err != nil {
 		f := &registry.Failure{Kind: registry.FailureMissingFile, Msg: fmt.Sprintf("There is no tokenizer at %s, where tokenizer_path says", p),
@@ -161,6 +172,7 @@ func tokenizerPath(spec loaders.LoadSpec) (string, error) {
 type settings struct {
 	Port             int            `json:"port"`
 	Path             string         `json:"path"`
+	File             string         `json:"file,omitempty"` // below Path, of an ONNX model
 	TokenizerPath    string         `json:"tokenizer_path,omitempty"`
 	Format           string         `json:"format"`
 	Name             string         `json:"name"`
@@ -172,12 +184,13 @@ type settings struct {
 	Params           map[string]any `json:"params"`
 }
 
-// environ is the worker's environment: ours without our secrets, the devices it may see, its settings and its key. No
-// library in it may reach a network.
-func environ(spec loaders.LoadSpec, v params.Values, worker, tokenizer string, port int, key string) []string {
-	b, err := json.Marshal(settings{Port: port, Path: spec.Artifact.Path, TokenizerPath: tokenizer, Format: string(spec.Model.ModelFormat), Name: spec.Model.ModelID,
-		Device: string(spec.Device), QuantizationBits: spec.Model.QuantizationBits, ContextLength: ContextFor(spec.Model, spec.Artifact.Facts, spec.Context),
-		TrustRemoteCode: spec.Model.TrustRemoteCode, Offload: filepath.Join(spec.Dir, offload), Params: v})
+// environ is the worker's environment: ours without our secrets, the devices it may see, its settings and its key; where
+// the files are, s says already. No library in it may reach a network.
+func environ(spec loaders.LoadSpec, v params.Values, worker string, s settings, key string) []string {
+	s.Format, s.Name, s.Device = string(spec.Model.ModelFormat), spec.Model.ModelID, string(spec.Device)
+	s.QuantizationBits, s.ContextLength = spec.Model.QuantizationBits, ContextFor(spec.Model, spec.Artifact.Facts, spec.Context)
+	s.TrustRemoteCode, s.Offload, s.Params = spec.Model.TrustRemoteCode, filepath.Join(spec.Dir, offload), v
+	b, err := json.Marshal(s)
 	if err != nil {
 		b = []byte("{}") // cannot happen: params were read from JSON or YAML
 	}
@@ -195,29 +208,42 @@ func environ(spec loaders.LoadSpec, v params.Values, worker, tokenizer string, p
 	return env
 }
 
-// apis are what a model of each kind answers.
-var apis = map[string][]registry.API{
-	"generate": {registry.APIChat, registry.APICompletions},
+// warmups are first requests, by what the model answers; the first that it does is sent.
+var warmups = []struct {
+	api  registry.API
+	path string
+	body map[string]any
+}{
+	{registry.APICompletions, "/v1/completions", map[string]any{"prompt": "Hi", "max_tokens": 1, "temperature": 0}},
+	{registry.APIEmbeddings, "/v1/embeddings", map[string]any{"input": "Hi"}},
+	{registry.APIClassify, "/v1/classify", map[string]any{"input": "Hi"}},
+	{registry.APIFillMask, "/v1/fill-mask", map[string]any{"top_k": 1}},
 }
 
 // describe completes the endpoint from what the worker tells of its model.
 func describe(report []byte, ep *registry.Endpoint) httpengine.API {
 	var r struct {
-		ModelClass     string `json:"model_class"`
-		TokenizerClass string `json:"tokenizer_class"`
-		Kind           string `json:"kind"`
-		ContextLength  int    `json:"context_length"`
-		ChatTemplate   bool   `json:"chat_template"`
+		ModelClass     string         `json:"model_class"`
+		TokenizerClass string         `json:"tokenizer_class"`
+		APIs           []registry.API `json:"apis"`
+		MaskToken      string         `json:"mask_token"`
+		ContextLength  int            `json:"context_length"`
 	}
 	_ = json.Unmarshal(report, &r) // what is missing stays empty
 	ep.ModelClass, ep.TokenizerClass, ep.ContextLength = r.ModelClass, r.TokenizerClass, r.ContextLength
-	ep.APIs = apis[r.Kind]
-	if ep.APIs == nil {
-		ep.APIs = []registry.API{registry.APIEmbeddings}
-		return httpengine.API{Path: "/v1/embeddings", Body: map[string]any{"model": ep.Model, "input": "Hi"}}
+	if r.APIs != nil {
+		ep.APIs = r.APIs
 	}
-	if !r.ChatTemplate {
-		ep.APIs = []registry.API{registry.APICompletions}
+	for _, w := range warmups {
+		if !slices.Contains(ep.APIs, w.api) {
+			continue
+		}
+		body := maps.Clone(w.body)
+		body["model"] = ep.Model
+		if w.api == registry.APIFillMask {
+			body["input"] = r.MaskToken
+		}
+		return httpengine.API{Path: w.path, Body: body}
 	}
-	return httpengine.API{Path: "/v1/completions", Body: map[string]any{"model": ep.Model, "prompt": "Hi", "max_tokens": 1, "temperature": 0}}
+	return httpengine.API{}
 }

@@ -1,7 +1,7 @@
 """python -m llmm_worker: settings as JSON in LLMM_WORKER, the key in LLMM_WORKER_KEY.
 
-Settings: port, path, tokenizer_path, format, name (the model_id), device ("cpu" or "cuda"), quantization_bits,
-context_length, trust_remote_code, params (the checked custom_loader_params). The log goes to stderr.
+Settings: port, path (the folder), file (within it, of an ONNX model), tokenizer_path, format, name (the model_id), device
+("cpu" or "cuda"), quantization_bits, context_length, trust_remote_code, params (the checked custom_loader_params). The log goes to stderr.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ async def serve(settings, key, control):
     stop = asyncio.Event()
     for s in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(s, stop.set)
-    control.stage("engine", "Importing torch and transformers")
+    control.stage("engine", "Importing onnxruntime" if settings.get("format") == "onnx" else "Importing torch and transformers")
     try:
         server, started = await start(settings, key, control, loop, stop)
         if not started:
@@ -55,18 +55,24 @@ async def serve(settings, key, control):
 async def start(settings, key, control, loop, stop):
     """Imports, opens the port, loads. Slow steps run in a thread, so that SIGTERM is obeyed at once."""
     def imported():
+        onnx = settings.get("format") == "onnx"
         try:
-            from . import generate, loading, web
+            from . import web
+            if onnx:  # without torch, which takes seconds and half a gigabyte
+                from . import onnx as loading
+            else:
+                from . import loading
         except ImportError as e:
             traceback.print_exc()
             raise Failure("engine_missing", f"The Python environment of the engine lacks something: {e}",
-                          "Run `llmm engine install transformers`, or name an interpreter that has torch, transformers and safetensors.")
-        return generate, loading, web
+                          "Run `llmm engine install transformers`, or name an interpreter that has " +
+                          ("onnxruntime and tokenizers." if onnx else "torch, transformers and safetensors."))
+        return loading, web
 
     modules = await in_thread(imported, loop, stop)
     if modules is None:
         return None, False
-    generate, loading, web = modules
+    loading, web = modules
     server = web.Server(key, control)
     try:
         await server.listen("127.0.0.1", settings["port"])
@@ -76,9 +82,7 @@ async def start(settings, key, control, loop, stop):
     if loaded is None:
         return server, False
     loaded.name = settings["name"]
-    params = settings.get("params", {})
-    engine = generate.Engine(loaded, int(params.get("max_batch_size") or 8), int(params.get("max_batch_tokens") or 65536))
-    server.ready(loaded, engine)
+    server.ready(loaded, loaded.engine(settings.get("params", {})))
     log.info("loaded %s", json.dumps(loaded.report()))
     control.ready()
     return server, True

@@ -10,7 +10,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
-from .sampling import Sampling
+from .rows import Sampling
 
 MAX_CHOICES = 16
 MAX_LOGPROBS = 20

@@ -6,93 +6,19 @@ one batch differ in length, sampling and end; see sampling. What comes while a b
 that is not generation (embeddings, classification) goes through the same queue, so that the model never sees two threads.
 """
 
-import collections
 import logging
-import threading
-from dataclasses import dataclass, field
-from typing import Any, Callable, List, Optional
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from .sampling import RowSampler, Sampling
-from .text import Detokenizer, Stops
+from .jobs import Jobs
+from .rows import OutOfMemory, Row
 
 log = logging.getLogger("llmm.generate")
 
 # Architectures whose state runs through padding: their rows are never put into one batch.
 RECURRENT = ("mamba", "rwkv", "recurrent", "jamba", "zamba", "bamba", "lfm2", "xlstm", "nemotron_h", "granitemoehybrid",
              "falcon_h1", "qwen3_next", "qwen3_5", "kimi_linear", "plamo", "minimax")
-
-
-class OutOfMemory(Exception):
-    """The device had no room for what a request needs beside the weights."""
-
-
-@dataclass
-class Piece:
-    """What one step adds to a row's text. finish is set on the last: "stop" or "length"."""
-
-    text: str
-    tokens: List[int]
-    logprobs: List[Any]
-    finish: Optional[str] = None
-    error: Optional[BaseException] = None
-
-
-@dataclass(eq=False)
-class Row:
-    """One text to generate. sink is called from the model's thread and must not block."""
-
-    prompt_ids: List[int]
-    sampling: Sampling
-    max_tokens: int
-    stops: List[str]
-    sink: Callable[[Piece], None]
-    skip_special: bool = True
-    ignore_eos: bool = False
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    done: bool = False
-    generated: int = 0
-
-    def start(self, tokenizer, device):
-        self.done, self.generated = False, 0
-        self._sampler = RowSampler(self.sampling, device)
-        self._text = Detokenizer(tokenizer, self.skip_special)
-        self._stops = Stops(self.stops)
-        self._held_tokens, self._held_logprobs = [], []
-
-    @property
-    def sampler(self):
-        return self._sampler
-
-    def take(self, token, logprobs, eos):
-        """Takes the next token and tells the sink."""
-        self.generated += 1
-        self._held_tokens.append(token)
-        self._held_logprobs.append(logprobs)
-        finish = None
-        if token in eos and not self.ignore_eos:
-            finish = "stop"
-            text = self._stops.add(self._text.end())
-        else:
-            text = self._stops.add(self._text.add(token))
-            if self._stops.found is None and self.generated >= self.max_tokens:
-                finish = "length"
-                text += self._stops.add(self._text.end())
-        if self._stops.found is not None:
-            finish = "stop"
-        elif finish is not None:
-            text += self._stops.end()
-        self.done = finish is not None
-        if text or self.done:
-            tokens, self._held_tokens = self._held_tokens, []
-            told, self._held_logprobs = self._held_logprobs, []
-            self.sink(Piece(text, tokens, told, finish))
-
-    def fail(self, error):
-        self.done = True
-        self.sink(Piece("", [], [], None, error))
 
 
 class _Chooser(LogitsProcessor):
@@ -126,55 +52,14 @@ class _Stopper(StoppingCriteria):
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
 
 
-class Engine:
-    """Runs rows and jobs one batch at a time."""
+class Engine(Jobs):
+    """Runs rows as well as jobs, one batch at a time."""
 
     def __init__(self, loaded, max_batch, max_batch_tokens):
         self._loaded = loaded
         self._max_batch = 1 if loaded.recurrent else max_batch
         self._max_batch_tokens = max_batch_tokens
-        self._waiting = collections.deque()
-        self._wake = threading.Condition()
-        self._closed = False
-        self._running = 0
-        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
-        self._thread.start()
-
-    def submit(self, rows):
-        """Queues rows. Each is answered by its sink, whatever happens."""
-        with self._wake:
-            self._waiting.extend(rows)
-            self._wake.notify()
-
-    def call(self, job):
-        """Queues a function without arguments that uses the model; it must catch what it raises."""
-        self.submit([job])
-
-    def load(self):
-        """How many rows and jobs run and wait."""
-        with self._wake:
-            return self._running, len(self._waiting)
-
-    def close(self):
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        self._thread.join()
-
-    def _work(self):
-        while True:
-            with self._wake:
-                self._running = 0
-                while not self._waiting and not self._closed:
-                    self._wake.wait()
-                if self._closed:
-                    return
-                batch = self._next()
-                self._running = len(batch)
-            if batch and not isinstance(batch[0], Row):
-                batch[0]()
-            elif batch:
-                self._run(batch)
+        super().__init__()
 
     def _next(self):
         """Takes what runs next: a job, or the rows at the head of the queue that fit into one batch."""
@@ -193,7 +78,13 @@ class Engine:
             rows.append(self._waiting.popleft())
         return rows
 
-    def _run(self, rows):
+    def _run(self, batch):
+        if not batch:
+            return
+        if not isinstance(batch[0], Row):
+            super()._run(batch)
+            return
+        rows = batch
         try:
             for row in rows:
                 row.start(self._loaded.tokenizer, self._loaded.input_device)

@@ -6,7 +6,6 @@ only with trust_remote_code; pickles are read with weights_only, which refuses e
 
 import contextlib
 import importlib
-import json
 import logging
 import os
 import time
@@ -18,8 +17,9 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer
 
+from . import encode, generate
 from .control import Failure
-from .generate import RECURRENT
+from .folder import context_length, first_line, pooling, read_json, text_config
 
 log = logging.getLogger("llmm.loading")
 
@@ -51,6 +51,48 @@ class Loaded:
     name: str = ""  # the model_id, as answers give it
     seconds: Dict[str, float] = field(default_factory=dict)
 
+    # Texts, and tokens of padding and all, that go through the model at once.
+    rows_at_once = 64
+    tokens_at_once = 32768
+
+    @property
+    def apis(self):
+        """What requests are answered; the names are those of the manager."""
+        if self.kind == "generate":
+            return (["chat"] if getattr(self.tokenizer, "chat_template", None) else []) + ["completions"]
+        return {"fill_mask": ["embeddings", "fill-mask"], "classify": ["embeddings", "classify"]}.get(self.kind, ["embeddings"])
+
+    def engine(self, params):
+        """The thread that is the only one to use the model from now on."""
+        return generate.Engine(self, int(params.get("max_batch_size") or 8), int(params.get("max_batch_tokens") or 65536))
+
+    def embed(self, lists):
+        """See encode."""
+        ids, mask = self._padded(lists)
+        model = self.model if self.kind == "embed" else self.model.base_model
+        with torch.inference_mode():
+            vectors = pool(model(input_ids=ids, attention_mask=mask).last_hidden_state, mask, self.pooling)
+            if self.normalize:
+                vectors = torch.nn.functional.normalize(vectors, dim=-1)
+            return vectors.float().cpu().numpy()
+
+    def logits_at(self, lists, places):
+        """See encode."""
+        ids, mask = self._padded(lists)
+        rows, columns = zip(*places)
+        with torch.inference_mode():
+            return self.model(input_ids=ids, attention_mask=mask).logits[list(rows), list(columns)].float().cpu().numpy()
+
+    def logits(self, lists):
+        """See encode."""
+        ids, mask = self._padded(lists)
+        with torch.inference_mode():
+            return self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
+
+    def _padded(self, lists):
+        ids, mask = encode.padded(lists, self.pad_id)
+        return torch.from_numpy(ids).to(self.input_device), torch.from_numpy(mask).to(self.input_device)
+
     @property
     def input_device(self):
         return self.model.get_input_embeddings().weight.device
@@ -62,7 +104,7 @@ class Loaded:
     @property
     def recurrent(self):
         kind = getattr(self.config, "model_type", "") or ""
-        return any(kind.startswith(r) for r in RECURRENT)
+        return any(kind.startswith(r) for r in generate.RECURRENT)
 
     @property
     def defaults(self):
@@ -111,6 +153,8 @@ class Loaded:
             "model_class": type(self.model).__name__,
             "tokenizer_class": type(self.tokenizer).__name__ if self.tokenizer is not None else "",
             "kind": self.kind,
+            "apis": self.apis,
+            "mask_token": getattr(self.tokenizer, "mask_token", None) or "",
             "device": str(self.input_device),
             "devices": sorted({str(p.device) for p in self.model.parameters()}),
             "dtype": str(self.model.dtype).replace("torch.", ""),
@@ -132,25 +176,6 @@ class Loaded:
         gpus = range(torch.cuda.device_count())
         return {"cuda_allocated": sum(torch.cuda.memory_allocated(i) for i in gpus), "cuda_reserved": sum(torch.cuda.memory_reserved(i) for i in gpus),
                 "cuda_reserved_peak": sum(torch.cuda.max_memory_reserved(i) for i in gpus)}
-
-
-def read_json(path):
-    try:
-        with open(path, encoding="utf-8") as f:
-            got = json.load(f)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as e:
-        raise Failure("corrupt_file", f"{os.path.basename(path)} cannot be read: {e}", "Copy or download the file again.")
-    if not isinstance(got, dict):
-        raise Failure("corrupt_file", f"{os.path.basename(path)} is not a JSON object", "Copy or download the file again.")
-    return got
-
-
-def text_config(config):
-    """The part of a multimodal config that speaks of the language model."""
-    get = getattr(config, "get_text_config", None)
-    return get() if get is not None else config
 
 
 def load(settings, control):
@@ -321,60 +346,16 @@ def dtype_of(name, config, device):
     return got
 
 
-def context_length(config, tokenizer, settings):
-    """Tokens of prompt and answer: what was asked for, at most what the model was made for."""
-    text = text_config(config)
-    own = 0
-    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx"):
-        value = getattr(text, name, None)
-        if isinstance(value, int) and value > 0:
-            own = value
-            break
-    if getattr(text, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "bigbird_roberta"):
-        own = max(own - 2, 0)  # the first positions are those of padding
-    limit = getattr(tokenizer, "model_max_length", 0) or 0
-    if 0 < limit < 1_000_000 and (own == 0 or not_generating(config)):
-        own = min(own or limit, limit)
-    asked = int(settings.get("context_length") or 0)
-    if asked and own:
-        return min(asked, own)
-    return asked or own or 2048
-
-
-def not_generating(config):
-    return not any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for name in getattr(config, "architectures", None) or [])
-
-
-def pooling(path, settings):
-    """How token vectors become one, and whether it is normalised: as sentence-transformers' files say, else mean."""
-    params = settings.get("params", {})
-    how, normalize = "mean", False
-    modules = os.path.join(path, "modules.json")
-    if os.path.isfile(modules):
-        try:
-            with open(modules, encoding="utf-8") as f:
-                listed = json.load(f)
-        except (OSError, ValueError) as e:
-            raise Failure("corrupt_file", f"modules.json cannot be read: {e}", "Copy or download the file again.")
-        for module in listed if isinstance(listed, list) else []:
-            kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-            if kind == "Normalize":
-                normalize = True
-            elif kind == "Pooling":
-                how = pooling_of(read_json(os.path.join(path, str(module.get("path", "")), "config.json")))
-    return params.get("pooling") or how, bool(params.get("normalize", normalize))
-
-
-def pooling_of(config):
-    named = {"pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last", "pooling_mode_max_tokens": "max", "pooling_mode_mean_tokens": "mean"}
-    on = [how for key, how in named.items() if config.get(key)]
-    if len(on) != 1:
-        mode = config.get("pooling_mode")
-        if isinstance(mode, str) and mode in ("cls", "lasttoken", "max", "mean"):
-            return "last" if mode == "lasttoken" else mode
-        raise Failure("unsupported_architecture", "1_Pooling/config.json asks for a pooling that this worker does not do",
-                      "Set pooling to mean, cls, last or max in custom_loader_params if one of them is right for the model.")
-    return on[0]
+def pool(hidden, mask, how):
+    """One vector a row. hidden: [rows, tokens, size], mask: [rows, tokens] with 1 where there is a token (padding right)."""
+    if how == "cls":
+        return hidden[:, 0]
+    if how == "last":
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), mask.sum(dim=1) - 1]
+    wide = mask.unsqueeze(-1)
+    if how == "max":
+        return hidden.masked_fill(wide == 0, float("-inf")).max(dim=1).values
+    return (hidden * wide).sum(dim=1) / wide.sum(dim=1).clamp(min=1)
 
 
 @contextlib.contextmanager
@@ -416,11 +397,6 @@ def told_progress(control):
         yield
     finally:
         bars.tqdm_lib = real
-
-
-def first_line(e):
-    lines = [line.strip() for line in str(e).splitlines() if line.strip()]
-    return lines[0][:400] if lines else type(e).__name__
 
 
 def explain(e, raw, what):

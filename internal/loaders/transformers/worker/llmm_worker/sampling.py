@@ -5,34 +5,9 @@ that go back to generate() leave only that token, so that its greedy search take
 text whatever else is in the batch (up to the arithmetic of the batch's shape, which no server can promise).
 """
 
-from dataclasses import dataclass, field
-from typing import Dict, List, Optional
-
 import torch
 
-
-@dataclass
-class Sampling:
-    """Settings of one row; the names are those of the OpenAI dialect and of transformers."""
-
-    temperature: float = 1.0  # 0 is greedy
-    top_p: float = 1.0
-    top_k: int = 0  # 0 is off
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: Dict[int, float] = field(default_factory=dict)
-    seed: Optional[int] = None
-    logprobs: Optional[int] = None  # how many alternatives to tell; None tells nothing
-
-
-@dataclass
-class TokenLogprobs:
-    """The logarithm of the chosen token's probability, and of the likeliest ones."""
-
-    chosen: float
-    top: List
+from .rows import TokenLogprobs
 
 
 class RowSampler:

@@ -13,7 +13,7 @@ import time
 
 from . import dialect, encode
 from .dialect import Answer, Refused
-from .generate import OutOfMemory, Row
+from .rows import OutOfMemory, Row
 
 log = logging.getLogger("llmm.web")
 
@@ -213,20 +213,17 @@ class Server:
             return
         if self._engine is None:
             raise Refused("The model is still being loaded", status=503, kind="unavailable", code="loading")
+        loaded = self._loaded
         routes = {"/v1/models": ("GET", self._models), "/stats": ("GET", self._stats)}
-        if self._loaded.kind == "generate":
-            routes["/v1/chat/completions"] = ("POST", lambda: self._generate(connection, writer, dialect.chat(self._json(body), self._loaded)))
-            routes["/v1/completions"] = ("POST", lambda: self._generate(connection, writer, dialect.completion(self._json(body), self._loaded)))
-        else:
-            routes["/v1/embeddings"] = ("POST", lambda: self._job(connection, writer, encode.embeddings(self._json(body), self._loaded)))
-        if self._loaded.kind == "fill_mask":
-            routes["/v1/fill-mask"] = ("POST", lambda: self._job(connection, writer, encode.fill_mask(self._json(body), self._loaded)))
-        if self._loaded.kind == "classify":
-            routes["/v1/classify"] = ("POST", lambda: self._job(connection, writer, encode.classify(self._json(body), self._loaded)))
+        if loaded.kind == "generate":
+            routes["/v1/chat/completions"] = ("POST", lambda: self._generate(connection, writer, dialect.chat(self._json(body), loaded)))
+            routes["/v1/completions"] = ("POST", lambda: self._generate(connection, writer, dialect.completion(self._json(body), loaded)))
+        for api, jobs in (("embeddings", encode.embeddings), ("fill-mask", encode.fill_mask), ("classify", encode.classify)):
+            if api in loaded.apis:
+                routes["/v1/" + api] = ("POST", lambda jobs=jobs: self._job(connection, writer, jobs(self._json(body), loaded)))
         found = routes.get(path)
         if found is None:
-            raise Refused(f"There is no {path} here: the model is of the kind {self._loaded.kind}, which answers {', '.join(sorted(routes))}",
-                          status=404, code="unsupported")
+            raise Refused(f"There is no {path} here: this model answers {', '.join(sorted(routes))}", status=404, code="unsupported")
         if found[0] != method:
             raise Refused(f"{path} wants {found[0]}", status=405)
         self.served += 1
@@ -267,7 +264,7 @@ class Server:
                 return
             if error is None:
                 future.set_result(got)
-            elif type(error).__name__ == "OutOfMemoryError":
+            elif type(error).__name__ == "OutOfMemoryError":  # torch's
                 future.set_exception(OutOfMemory(str(error)))
             else:
                 future.set_exception(error)

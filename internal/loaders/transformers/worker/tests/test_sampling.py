@@ -5,7 +5,8 @@ import unittest
 
 import torch
 
-from llmm_worker.sampling import RowSampler, Sampling
+from llmm_worker.rows import Sampling
+from llmm_worker.sampling import RowSampler
 
 NONE = torch.tensor([], dtype=torch.long)
 
