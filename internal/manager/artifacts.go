@@ -115,6 +115,20 @@ func (m *Manager) knownArtifact(ctx context.Context, rec registry.Record, why er
 	return a.Artifact(), true
 }
 
+// normal returns a model as it is stored: an address that its source understands becomes the model's own name there and
+// what else it names.
+func (m *Manager) normal(model registry.Model) registry.Model {
+	src, err := m.source(model.SourceType)
+	if err != nil {
+		return model
+	}
+	if n, ok := src.(sources.Normalizer); ok {
+		ref := n.Normalize(sources.RefOf(model))
+		model.SourcePath, model.Revision, model.ModelFormat, model.CustomLoaderParams = ref.Path, ref.Revision, ref.Format, ref.Params
+	}
+	return model
+}
+
 // checkSource asks the source for the faults of a model's fields.
 func (m *Manager) checkSource(model registry.Model) []registry.FieldError {
 	src, err := m.source(model.SourceType)

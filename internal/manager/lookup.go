@@ -18,7 +18,7 @@ import (
 // model_id from the path. Nothing is registered. Errors are those of the source's Resolve, and CodeInvalid with the fields
 // at fault; with too many choices they are listed in Offers of what comes back beside the error.
 func (m *Manager) LookUp(ctx context.Context, in registry.Model) (registry.Lookup, error) {
-	model := in.WithDefaults()
+	model := m.normal(in.WithDefaults())
 	out := registry.Lookup{Model: in}
 	if fields := lookupFaults(model); len(fields) > 0 {
 		return out, &registry.Error{Code: registry.CodeInvalid, Op: "manager.LookUp", Msg: "The model cannot be looked up", Fields: fields}

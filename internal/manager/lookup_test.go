@@ -1,9 +1,11 @@
 package manager
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
+	"github.com/industriverse/llmmodelmanager/internal/manifest"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 	"github.com/industriverse/llmmodelmanager/internal/sources/sourcetest"
 )
@@ -170,5 +172,36 @@ func TestSuggestedID(t *testing.T) {
 		if got != c.want || registry.ValidateModelID(got) != nil {
 			t.Errorf("%s %s: %q, want %q", c.source, c.path, got, c.want)
 		}
+	}
+}
+
+// TestAddresses: an address is stored as what it names, however it comes in.
+func TestAddresses(t *testing.T) {
+	t.Parallel()
+	var d *sourcetest.Depot
+	r := newRig(t, withDepot(&d))
+	const address = "https://depot.example/org/pasted@v2"
+	l, err := r.LookUp(r.ctx(), registry.Model{SourceType: registry.SourceHuggingFace, SourcePath: address})
+	if err != nil || l.Model.SourcePath != "org/pasted" || l.Model.Revision != "v2" || l.Model.ModelID != "org/pasted" {
+		t.Errorf("%+v %v", l.Model, err)
+	}
+	rec := r.fetchable("pasted", address)
+	if rec.SourcePath != "org/pasted" || rec.Revision != "v2" {
+		t.Errorf("stored: %+v", rec.Model)
+	}
+	yaml := "models:\n- {model_id: pasted, source_type: huggingface, source_path: '" + address + "', model_format: gguf, engine: fake, required_ram_mb: 32}\n"
+	doc, err := manifest.Parse([]byte(yaml))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dry := range []bool{true, false} {
+		res, err := r.Import(r.ctx(), doc, PutOptions{Actor: "ada", Persist: true}, dry, nil)
+		if err != nil || len(res.Unchanged) != 1 || len(res.Issues) != 0 {
+			t.Errorf("dry %v: %+v %v", dry, res, err)
+		}
+	}
+	_, _, err = r.Register(r.ctx(), registry.Model{ModelID: "x", SourceType: registry.SourceHuggingFace, SourcePath: "https://ada:hf_verysecret@depot.example/org/x", ModelFormat: registry.FormatGGUF}, PutOptions{Actor: "ada"})
+	if registry.CodeOf(err) != registry.CodeInvalid || strings.Contains(fmt.Sprint(err, registry.AsError(err).Fields), "verysecret") {
+		t.Errorf("with a password: %v", err)
 	}
 }

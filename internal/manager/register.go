@@ -98,7 +98,7 @@ type PutOptions struct {
 // Register registers a model or changes it: the guide's register_model. Secrets that came back redacted are kept as they
 // are. An instance that is loaded goes on with the configuration it was loaded with. CodeInvalid, CodeConflict.
 func (m *Manager) Register(ctx context.Context, model registry.Model, o PutOptions) (rec registry.Record, created bool, err error) {
-	model = model.WithDefaults()
+	model = m.normal(model.WithDefaults())
 	errs := registry.Validate(model)
 	if len(errs) == 0 {
 		errs = m.checkSource(model)
@@ -258,6 +258,7 @@ func (m *Manager) Import(ctx context.Context, doc *manifest.Document, o PutOptio
 				continue
 			}
 		}
+		e.Model = m.normal(e.Model)
 		errs := m.checkSource(e.Model)
 		if len(errs) == 0 && !o.Admin {
 			errs = m.adminOnly(ctx, e.Model)

@@ -157,7 +157,28 @@ func checkS3Address(s string) string {
 	return ""
 }
 
+// checkHubAddress lets an address of the Hub pass, which its source takes apart before the model is stored. What it carries
+// beside the place may be a secret, and is not quoted.
+func checkHubAddress(s string) string {
+	u, err := url.Parse(s)
+	switch {
+	case err != nil || u.Host == "" || strings.ContainsFunc(s, unicode.IsSpace):
+		return "must be a Hub model id such as org/name, or its address"
+	case u.User != nil && (u.Scheme != "hf" || strings.Contains(u.User.String(), ":")):
+		return "must not carry a user name or password; give the model's id, and the token as auth_token in custom_loader_params"
+	}
+	return ""
+}
+
+// isHubAddress tells an address of the Hub from an id.
+func isHubAddress(s string) bool {
+	return strings.HasPrefix(s, "hf://") || strings.HasPrefix(s, "https://") || strings.HasPrefix(s, "http://")
+}
+
 func checkRepoID(id string) string {
+	if isHubAddress(id) {
+		return checkHubAddress(id)
+	}
 	parts := strings.Split(id, "/")
 	if len(parts) > 2 {
 		return "must be a Hub model id such as org/name"

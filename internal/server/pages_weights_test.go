@@ -81,6 +81,19 @@ func TestPreviewFillsIn(t *testing.T) {
 	if got := w.depot.Params("many/quants")["quantization"]; got != q.Get("quantization") {
 		t.Errorf("the source was asked for %v", got)
 	}
+	// An address is taken apart, and the page says how.
+	pasted := w.member.get(preview("source_type", "huggingface", "source_path", "https://depot.example/many/quants@v7", "engine", "fake", "offer", second, "offered", "huggingface:https://depot.example/many/quants@v7")).
+		is(http.StatusOK).has("Read as many/quants at the revision v7")
+	if got := pasted.doc().Find("[name=offered]").AttrOr("value", ""); got != "huggingface:https://depot.example/many/quants@v7" || filled(pasted, "model_id") != "many/quants" {
+		t.Errorf("it is about %q", got)
+	}
+	if got := pasted.doc().Find("input[name=offer][checked]").AttrOr("value", ""); got != second {
+		t.Errorf("%q is chosen instead of %q", got, second)
+	}
+	w.member.post("/models", "source_type", "huggingface", "source_path", "https://depot.example/team/pasted@v7", "engine", "fake").to(view.ModelURL("team/pasted"))
+	if m, err := w.store.Model(t.Context(), "team/pasted"); err != nil || m.SourcePath != "team/pasted" || m.Revision != "v7" {
+		t.Errorf("stored: %+v %v", m.Model, err)
+	}
 	// A choice at another path is none here.
 	w.member.get(preview("source_type", "huggingface", "source_path", "team/third", "engine", "fake", "offer", second, "offered", "huggingface:many/quants")).is(http.StatusOK).has("Fits")
 	if got := w.depot.Params("team/third")["quantization"]; got != nil {

@@ -74,6 +74,13 @@ type Checker interface {
 	Check(ref Ref) []registry.FieldError
 }
 
+// Normalizer is a source where a model may be named by an address, too: the one that a browser shows.
+type Normalizer interface {
+	// Normalize returns ref as it is stored: the model's own name in Path, and what else the address names in the other
+	// fields. It is pure. What it does not understand comes back as it is, and Check says what is wrong with it.
+	Normalize(ref Ref) Ref
+}
+
 // Gatekeeper is a source where not everybody who may register models may name everything. AdminOnly is pure and returns
 // what is wrong with ref unless an admin gives it.
 type Gatekeeper interface {

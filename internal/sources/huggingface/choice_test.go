@@ -237,3 +237,63 @@ func TestTokenizerPath(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 }
+
+// TestNormalize: an address becomes the id, and what else it names.
+func TestNormalize(t *testing.T) {
+	r := newRig(t, hubtest.Options{})
+	host := strings.TrimPrefix(r.hub.URL, "http://")
+	commit := strings.Repeat("a", 40)
+	for _, c := range []struct {
+		path     string
+		format   registry.Format
+		revision string
+		want     string // path revision format filename
+	}{
+		{"org/name", "", "main", "org/name main"},
+		{"gpt2", "", "main", "gpt2 main"},
+		{"hf://org/name", "", "main", "org/name main"},
+		{"hf://org/name@v2", "", "main", "org/name v2"},
+		{"hf://models/org/name@v2/a/m.gguf", "", "main", "org/name v2 gguf a/m.gguf"},
+		{"hf://org/name@refs/pr/3", "", "main", "org/name refs/pr/3"},
+		{"hf://org/name/m-Q4_K_M.gguf", registry.FormatGGUF, "main", "org/name main gguf m-Q4_K_M.gguf"},
+		{"https://huggingface.co/org/name", "", "main", "org/name main"},
+		{"https://huggingface.co/org/name/", "", "main", "org/name main"},
+		{"https://hf.co/org/name/tree/" + commit, "", "main", "org/name " + commit},
+		{"https://huggingface.co/org/name/tree/refs%2Fpr%2F3", "", "main", "org/name refs/pr/3"},
+		{"https://huggingface.co/org/name/blob/main/sub%20folder/m.gguf?download=true#x", "", "main", "org/name main gguf sub folder/m.gguf"},
+		{"https://huggingface.co/org/name/blob/main/README.md", registry.FormatSafetensors, "main", "org/name main safetensors"},
+		{"https://huggingface.co/org/name/blob/main/m.gguf", registry.FormatSafetensors, "main", "org/name main safetensors"},
+		{"http://" + host + "/org/name/tree/dev", "", "dev", "org/name dev"},
+		// Not understood: as it is, and refused by Check.
+		{"https://elsewhere.example/org/name", "", "main", "https://elsewhere.example/org/name main"},
+		{"https://ada:hf_x@huggingface.co/org/name", "", "main", "https://ada:hf_x@huggingface.co/org/name main"},
+		{"https://huggingface.co/datasets/org/name", "", "main", "https://huggingface.co/datasets/org/name main"},
+		{"hf://org/name@v2", "", "v3", "hf://org/name@v2 v3"},
+		{"https://huggingface.co/org/name/tree/%zz", "", "main", "https://huggingface.co/org/name/tree/%zz main"},
+	} {
+		given := sources.Ref{Path: c.path, Revision: c.revision, Format: c.format}
+		got := r.source.Normalize(given)
+		words := []string{got.Path, got.Revision}
+		if got.Format != "" {
+			words = append(words, string(got.Format))
+		}
+		if name, ok := got.Params["filename"].(string); ok {
+			words = append(words, name)
+		}
+		if text := strings.Join(words, " "); text != c.want {
+			t.Errorf("%s became %s, want %s", c.path, text, c.want)
+		}
+		// Check agrees with it, and quotes no password.
+		errs := r.source.Check(got)
+		if understood := got.Path != c.path || !strings.Contains(c.path, ":"); understood != (len(errs) == 0) || strings.Contains(fmt.Sprint(errs), "hf_x") {
+			t.Errorf("%s: %v", c.path, errs)
+		}
+		if again := r.source.Normalize(got); again.Path != got.Path || again.Revision != got.Revision {
+			t.Errorf("%s is not the same after a second time: %+v", c.path, again)
+		}
+	}
+	own := map[string]any{"quantization": "Q8_0"}
+	if got := r.source.Normalize(sources.Ref{Path: "https://hf.co/org/name/blob/main/m.gguf", Params: own}); got.Params["filename"] != nil || len(own) != 1 {
+		t.Errorf("the choice that was given is lost: %+v", got)
+	}
+}

@@ -54,10 +54,11 @@ type Source struct {
 }
 
 var (
-	_ sources.Source  = (*Source)(nil)
-	_ sources.Offerer = (*Source)(nil)
-	_ sources.Checker = (*Source)(nil)
-	_ sources.Keeper  = (*Source)(nil)
+	_ sources.Source     = (*Source)(nil)
+	_ sources.Offerer    = (*Source)(nil)
+	_ sources.Checker    = (*Source)(nil)
+	_ sources.Normalizer = (*Source)(nil)
+	_ sources.Keeper     = (*Source)(nil)
 )
 
 const defaultEndpoint = "https://huggingface.co"

@@ -2,6 +2,7 @@ package huggingface
 
 import (
 	"fmt"
+	"maps"
 	"net/url"
 	"path"
 	"regexp"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 	"github.com/industriverse/llmmodelmanager/internal/sources"
+	"github.com/industriverse/llmmodelmanager/internal/sources/headers"
 	"github.com/industriverse/llmmodelmanager/internal/sources/pick"
 )
 
@@ -92,21 +94,59 @@ func (s *Source) understand(ref sources.Ref) (asked, []registry.FieldError) {
 	return a, errs
 }
 
-// address takes a source_path apart: org/name, hf://org/name@revision, or what the browser's address bar shows. file is
+// Normalize implements sources.Normalizer: hf://org/name@revision and what the browser's address bar shows become the id, the
+// revision, and for a page of one GGUF or ONNX file its name.
+func (s *Source) Normalize(ref sources.Ref) sources.Ref {
+	id, revision, file, err := s.address(ref.Path)
+	if err != nil || id == ref.Path {
+		return ref
+	}
+	switch given := ref.Revision; {
+	case revision == "" || given == revision:
+	case given == "" || given == registry.DefaultRevision:
+		ref.Revision = revision
+	default:
+		return ref // they contradict each other
+	}
+	ref.Path = id
+	format := headers.FormatOf(file)
+	if (format == registry.FormatGGUF || format == registry.FormatONNX) && (ref.Format == "" || ref.Format == format) && !chooses(ref.Params) {
+		params := maps.Clone(ref.Params)
+		if params == nil {
+			params = map[string]any{}
+		}
+		params["filename"] = file
+		ref.Format, ref.Params = format, params
+	}
+	return ref
+}
+
+// chooses reports whether the parameters say themselves which of several models is meant.
+func chooses(params map[string]any) bool {
+	for _, name := range []string{"filename", "quantization"} {
+		if v := params[name]; v != nil && v != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// address takes a source_path apart: org/name, hf://org/name@revision/file, or what the browser's address bar shows. file is
 // the file that the address names, if it does.
 func (s *Source) address(p string) (id, revision, file string, err error) {
 	p = strings.TrimSpace(p)
 	rest, isURI := strings.CutPrefix(p, "hf://")
 	switch {
 	case isURI:
-		rest = strings.TrimPrefix(rest, "models/")
-		rest, revision, _ = strings.Cut(rest, "@")
+		rest, revision, file = splitURI(strings.Trim(strings.TrimPrefix(rest, "models/"), "/"))
 	case strings.HasPrefix(p, "https://"), strings.HasPrefix(p, "http://"):
 		u, err := url.Parse(p)
-		if err != nil || !s.isHub(u) {
+		if err != nil || u.User != nil || !s.isHub(u) {
 			return "", "", "", fmt.Errorf("is an address, but none of the Hub at %s; give the model's id such as org/name", s.endpoint.Host)
 		}
-		rest, revision, file = splitPage(strings.Trim(strings.TrimPrefix(u.Path, s.endpoint.Path), "/"))
+		if rest, revision, file, err = splitPage(strings.Trim(strings.TrimPrefix(u.EscapedPath(), s.endpoint.EscapedPath()), "/")); err != nil {
+			return "", "", "", fmt.Errorf("is an address that cannot be read; give the model's id such as org/name")
+		}
 	default:
 		rest = p
 	}
@@ -124,6 +164,9 @@ func (s *Source) address(p string) (id, revision, file string, err error) {
 	}
 	for _, part := range parts {
 		if len(part) > maxName || !idName.MatchString(part) || strings.Contains(part, "--") || strings.Contains(part, "..") {
+			if strings.Contains(rest, ":") { // it may be a password
+				rest = "…"
+			}
 			return "", "", "", fmt.Errorf("is %q; a model's id is org/name: letters, digits and . _ -, without -- and ..", clip(rest))
 		}
 	}
@@ -131,6 +174,26 @@ func (s *Source) address(p string) (id, revision, file string, err error) {
 		return "", "", "", fmt.Errorf("is %q; leave out the .git", clip(rest))
 	}
 	return rest, revision, file, nil
+}
+
+// splitURI takes apart org/name@revision/file as the Hub's file system for Python writes it. Of revisions with slashes only
+// the Hub's own are known: refs/pr/1, refs/convert/parquet.
+func splitURI(p string) (id, revision, file string) {
+	id, rest, pinned := strings.Cut(p, "@")
+	if !pinned {
+		parts := strings.SplitN(p, "/", 3)
+		if len(parts) == 3 {
+			return parts[0] + "/" + parts[1], "", parts[2]
+		}
+		return p, "", ""
+	}
+	parts := strings.Split(rest, "/")
+	n := 1
+	if parts[0] == "refs" {
+		n = 3
+	}
+	n = min(n, len(parts))
+	return id, strings.Join(parts[:n], "/"), strings.Join(parts[n:], "/")
 }
 
 // isHub tells whether an address is one of the Hub that is used, or of the public one.
@@ -142,21 +205,26 @@ func (s *Source) isHub(u *url.URL) bool {
 	return false
 }
 
-// splitPage takes apart org/name/tree/main/folder and org/name/blob/main/file.
-func splitPage(p string) (id, revision, file string) {
-	parts := strings.Split(p, "/")
+// splitPage takes apart org/name/tree/main/folder and org/name/blob/main/file. A slash in a revision is written as %2F.
+func splitPage(escaped string) (id, revision, file string, err error) {
+	parts := strings.Split(escaped, "/")
+	for i := range parts {
+		if parts[i], err = url.PathUnescape(parts[i]); err != nil {
+			return "", "", "", err
+		}
+	}
 	for i, part := range parts {
 		if i == 0 || i > 2 || i+1 >= len(parts) {
 			continue
 		}
 		switch part {
 		case "blob", "resolve", "raw":
-			return strings.Join(parts[:i], "/"), parts[i+1], strings.Join(parts[i+2:], "/")
+			return strings.Join(parts[:i], "/"), parts[i+1], strings.Join(parts[i+2:], "/"), nil
 		case "tree":
-			return strings.Join(parts[:i], "/"), parts[i+1], ""
+			return strings.Join(parts[:i], "/"), parts[i+1], "", nil
 		}
 	}
-	return p, "", ""
+	return strings.Join(parts, "/"), "", "", nil
 }
 
 // checkRevision says what is wrong with a name of a branch, tag or commit; "" when it can be one. It becomes the name of

@@ -41,11 +41,12 @@ func NewDepot(dir string) *Depot {
 }
 
 var (
-	_ sources.Source  = (*Depot)(nil)
-	_ sources.Keeper  = (*Depot)(nil)
-	_ sources.Offerer = (*Depot)(nil)
-	_ sources.Checker = (*Depot)(nil)
-	_ sources.Watcher = (*Depot)(nil)
+	_ sources.Source     = (*Depot)(nil)
+	_ sources.Keeper     = (*Depot)(nil)
+	_ sources.Offerer    = (*Depot)(nil)
+	_ sources.Checker    = (*Depot)(nil)
+	_ sources.Normalizer = (*Depot)(nil)
+	_ sources.Watcher    = (*Depot)(nil)
 )
 
 // Type returns SourceHuggingFace: a depot stands for a Hub.
@@ -205,6 +206,17 @@ func (d *Depot) Check(ref sources.Ref) []registry.FieldError {
 		return []registry.FieldError{{Field: "source_path", Msg: "can be no name at the depot"}}
 	}
 	return nil
+}
+
+// Normalize implements sources.Normalizer: https://depot.example/PATH@REVISION is PATH at REVISION.
+func (d *Depot) Normalize(ref sources.Ref) sources.Ref {
+	if rest, ok := strings.CutPrefix(ref.Path, "https://depot.example/"); ok {
+		path, revision, pinned := strings.Cut(rest, "@")
+		if ref.Path = path; pinned {
+			ref.Revision = revision
+		}
+	}
+	return ref
 }
 
 // Changed implements sources.Watcher: what was pushed since has changed.

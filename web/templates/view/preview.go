@@ -13,6 +13,7 @@ import (
 type Preview struct {
 	Source    registry.SourceType
 	Offered   string            // source and path that this is about
+	Made      string            // what was made of an address, as a sentence
 	Suggested map[string]string // model_id and model_format, for fields that are empty
 	Waited    time.Duration     // the source has not answered yet, for so long
 	Again     string            // the address to ask again while it has not
@@ -39,7 +40,7 @@ type Offer struct {
 // PreviewOf makes a preview of a look-up. now is the present for what was typed: fields that are empty get suggestions.
 func PreviewOf(l registry.Lookup, f Form) *Preview {
 	p := &Preview{
-		Source: l.Model.SourceType, Offered: OfferedAt(string(l.Model.SourceType), l.Model.SourcePath), Facts: l.Facts, Revision: l.Revision,
+		Source: l.Model.SourceType, Offered: OfferedAt(string(l.Model.SourceType), f.Values["source_path"]), Made: madeOf(l.Model, f.Values["source_path"]), Facts: l.Facts, Revision: l.Revision,
 		Bytes: l.Bytes, OnDisk: l.OnDisk, Files: len(l.Files), Requests: l.Requests, Read: l.Read, Plan: l.Plan, Suggested: map[string]string{},
 	}
 	for name, v := range map[string]string{"model_id": l.Model.ModelID, "model_format": string(l.Model.ModelFormat)} {
@@ -51,6 +52,18 @@ func PreviewOf(l registry.Lookup, f Form) *Preview {
 		p.Offers = append(p.Offers, Offer{Offer: o, Value: OfferValue(o), Checked: o.Format == l.Model.ModelFormat && chosenBy(l.Model.CustomLoaderParams, o), Fit: fitOf(l, o)})
 	}
 	return p
+}
+
+// madeOf says what a look-up made of the path that was typed; "" when it took it as it is.
+func madeOf(m registry.Model, typed string) string {
+	if m.SourcePath == typed || m.SourcePath == "" {
+		return ""
+	}
+	line := "Read as " + m.SourcePath + " at the revision " + m.Revision
+	if file, ok := m.CustomLoaderParams["filename"].(string); ok {
+		line += ", file " + file
+	}
+	return line + ". That is what is stored."
 }
 
 func chosenBy(params map[string]any, o registry.Offer) bool {
