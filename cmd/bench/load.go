@@ -42,7 +42,10 @@ func (b *bench) load(ctx context.Context) error {
 	if stopErr := s.stop(); err == nil {
 		err = stopErr
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return b.loadLarge(ctx)
 }
 
 // locate finds the engine and the weights as the tests of the loader do; either may be "".
@@ -126,6 +129,16 @@ func loadOnce(ctx context.Context, s *server, id string) (time.Duration, *comman
 	if op.State != "succeeded" {
 		return 0, nil, fmt.Errorf("the load ended as %s", op.State)
 	}
+	cmd, err := engineOf(ctx, s, id)
+	if err != nil {
+		return 0, nil, err
+	}
+	_, err = s.do(ctx, "POST", path+"/unload?wait=1m", nil)
+	return took, cmd, err
+}
+
+// engineOf returns the command of the engine of a loaded model.
+func engineOf(ctx context.Context, s *server, id string) (*command, error) {
 	var res struct {
 		Reservations []struct {
 			ModelID string `json:"model_id"`
@@ -133,22 +146,14 @@ func loadOnce(ctx context.Context, s *server, id string) (time.Duration, *comman
 		} `json:"reservations"`
 	}
 	if err := s.json(ctx, "GET", "/api/v1/resources", nil, &res); err != nil {
-		return 0, nil, err
+		return nil, err
 	}
-	var cmd *command
 	for _, r := range res.Reservations {
 		if r.ModelID == id && r.PID > 0 {
-			var err error
-			if cmd, err = commandOf(r.PID); err != nil {
-				return 0, nil, err
-			}
+			return commandOf(r.PID)
 		}
 	}
-	if cmd == nil {
-		return 0, nil, fmt.Errorf("the engine of %s is not among the reservations: %+v", id, res.Reservations)
-	}
-	_, err := s.do(ctx, "POST", path+"/unload?wait=1m", nil)
-	return took, cmd, err
+	return nil, fmt.Errorf("the engine of %s is not among the reservations: %+v", id, res.Reservations)
 }
 
 // command is how the server started an engine, so that the same can be started by hand.
@@ -172,19 +177,24 @@ func commandOf(pid int) (*command, error) {
 		return nil, err
 	}
 	// A connection for each question: the engine closes one after a hundred, which would be an error in the middle.
-	c := &command{argv: argv, env: env, client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
+	c := &command{argv: argv, client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
 	if c.dir, err = os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err != nil {
 		return nil, err
 	}
-	for _, kv := range env {
-		if k, ok := strings.CutPrefix(kv, "LLAMA_API_KEY="); ok {
-			c.key = k
+	// Without the tag by which the server knows its own.
+	c.env = slices.DeleteFunc(env, func(kv string) bool { return strings.HasPrefix(kv, "LLMM_INSTANCE=") })
+	c.key = c.value("LLAMA_API_KEY")
+	return c, nil
+}
+
+// value is a variable of the engine's environment; "" if it has none.
+func (c *command) value(name string) string {
+	for _, kv := range c.env {
+		if v, ok := strings.CutPrefix(kv, name+"="); ok {
+			return v
 		}
 	}
-	if !slices.Contains(argv, "--port") {
-		return nil, fmt.Errorf("process %d is not an engine as we start it: %s", pid, argv[0])
-	}
-	return c, nil
+	return ""
 }
 
 // run starts the command on a port of its own and returns the time until /health is 200, and until a first answer.
@@ -194,7 +204,11 @@ func (c *command) run(ctx context.Context) (health, answer time.Duration, err er
 		return 0, 0, err
 	}
 	argv := slices.Clone(c.argv)
-	argv[slices.Index(argv, "--port")+1] = strconv.Itoa(port)
+	at := slices.Index(argv, "--port")
+	if at < 0 || at+1 == len(argv) {
+		return 0, 0, fmt.Errorf("%s was not started as llama.cpp is", argv[0])
+	}
+	argv[at+1] = strconv.Itoa(port)
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env, cmd.Dir = c.env, c.dir
 	if _, err := os.Stat(c.dir); err != nil {
