@@ -39,7 +39,8 @@ const (
 	EventsRead    Action = "events.read"
 	ResourcesRead Action = "resources.read"
 	EnginesRead   Action = "engines.read"
-	EngineInstall Action = "engine.install"
+	EngineInstall Action = "engine.install" // install, upgrade and remove
+	EngineTest    Action = "engine.test"    // load a tiny model for a moment; ask the services that models name
 
 	ManifestImport Action = "manifest.import" // each entry is checked for ModelRegister or ModelEdit as well
 	ManifestExport Action = "manifest.export" // narrowed to VisibleTeams
@@ -103,7 +104,8 @@ var policy = []Rule{
 	{EventsRead, ScopeAnyTeam, registry.RoleViewer, "follow events"},
 	{ResourcesRead, ScopeAnyTeam, registry.RoleViewer, "see this machine's resources"},
 	{EnginesRead, ScopeAnyTeam, registry.RoleViewer, "see the engines"},
-	{EngineInstall, ScopeAdmin, "", "install engines"},
+	{EngineInstall, ScopeAdmin, "", "install or remove engines"},
+	{EngineTest, ScopeAdmin, "", "test engines"},
 
 	{ManifestImport, ScopeAnyTeam, registry.RoleMember, "import models"},
 	{ManifestExport, ScopeAnyTeam, registry.RoleViewer, "export models"},

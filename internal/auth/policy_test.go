@@ -44,6 +44,7 @@ var expected = map[auth.Action]string{
 	"resources.read":       "vmMa",
 	"engines.read":         "vmMa",
 	"engine.install":       "a",
+	"engine.test":          "a",
 	"manifest.import":      "mMa",
 	"manifest.export":      "vmMa",
 	"member.manage":        "Ma",

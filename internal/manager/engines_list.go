@@ -49,6 +49,15 @@ func (m *Manager) Engine(ctx context.Context, name string) (registry.EngineStatu
 	return st, ctx.Err()
 }
 
+// EngineName returns how an engine is called by people. CodeNotFound.
+func (m *Manager) EngineName(name string) (string, error) {
+	l, err := m.engine(name)
+	if err != nil {
+		return "", err
+	}
+	return l.Info().Title, nil
+}
+
 // engine returns the loader of that name. CodeNotFound.
 func (m *Manager) engine(name string) (loaders.Loader, error) {
 	var names []string
@@ -196,6 +205,42 @@ func (m *Manager) wouldUse(ctx context.Context, rec registry.Record) (string, er
 		return "", nil //nolint:nilerr // no engine is an answer, too
 	}
 	return eng.info.Name, nil
+}
+
+// WhyEngine says of each engine why it is, or would be, the one that a registered model is loaded with, or not; from what
+// is known of its files without looking at them again. The error is the context's or the registry's.
+func (m *Manager) WhyEngine(ctx context.Context, model registry.Model) ([]registry.EngineVerdict, error) {
+	art, _, err := m.store.Artifact(ctx, model.ModelID)
+	if err != nil {
+		return nil, err
+	}
+	eng, err := m.chooseEngine(ctx, model, "", art.Facts, m.Hardware.Latest())
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	v := m.peek(model.ModelID)
+	if err != nil || v == nil || v.inst == nil || v.rt.Engine == "" || v.rt.Engine == eng.info.Name {
+		return eng.verdicts, nil //nolint:nilerr // the verdicts say why there is none
+	}
+	// Since it was loaded another engine came, or the model was changed.
+	for i := range eng.verdicts {
+		switch e := &eng.verdicts[i]; {
+		case e.Engine == v.rt.Engine:
+			e.Chosen, e.Would, e.Why = true, false, "it was loaded with it; "+eng.info.Title+" would be chosen now"
+		case e.Chosen:
+			e.Chosen, e.Would, e.Why = false, true, "would be chosen now: "+e.Why
+		}
+	}
+	return eng.verdicts, nil
+}
+
+func whyOf(verdicts []registry.EngineVerdict) string {
+	for _, v := range verdicts {
+		if v.Chosen {
+			return v.Why
+		}
+	}
+	return ""
 }
 
 // sizeBook remembers what folders take on the disk: an environment of Python's has tens of thousands of files. Installed

@@ -87,7 +87,11 @@ func (m *Manager) PlanModel(ctx context.Context, model registry.Model) (registry
 
 func (m *Manager) planFor(ctx context.Context, rec registry.Record, device registry.Device) (registry.Plan, error) {
 	if v := m.peek(rec.ModelID); v != nil && v.rt.State == registry.RuntimeReady {
-		return registry.Plan{ModelID: rec.ModelID, Verdict: registry.VerdictLoaded, Device: v.rt.Device, Engine: v.rt.Engine,
+		verdicts, err := m.WhyEngine(ctx, rec.Model)
+		if err != nil {
+			return registry.Plan{}, err
+		}
+		return registry.Plan{ModelID: rec.ModelID, Verdict: registry.VerdictLoaded, Device: v.rt.Device, Engine: v.rt.Engine, EngineWhy: whyOf(verdicts), Engines: verdicts,
 			Needs:    registry.Footprint{Estimated: v.rt.Memory.PredictedGPU + v.rt.Memory.PredictedRAM, Basis: "loaded"},
 			Sentence: "Is loaded " + where(v.rt.Device) + "."}, nil
 	}
@@ -132,7 +136,7 @@ func (m *Manager) planInput(ctx context.Context, rec registry.Record, device reg
 		return PlanInput{}, eng, err
 	}
 	in := PlanInput{
-		Model: rec.Model, Device: cmp.Or(device, rec.DevicePreference), Engine: eng.info.Name, Why: eng.why, Builds: eng.version.Devices,
+		Model: rec.Model, Device: cmp.Or(device, rec.DevicePreference), Engine: eng.info.Name, Why: eng.why, Builds: eng.version.Devices, NoCUDA: eng.version.NoCUDA,
 		NeedGPU: footprint(eng.loader, rec.Model, art, registry.DeviceCUDA), NeedCPU: footprint(eng.loader, rec.Model, art, registry.DeviceCPU),
 		Sample: sample, Now: m.now(),
 	}

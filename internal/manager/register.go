@@ -25,6 +25,10 @@ type Listed struct {
 	Changed    string                  // what is different on disk since the model was looked at, in words; "" nothing
 	Artifact   *registry.ModelArtifact // what is known of its files; with Get only
 	Deprecated bool
+
+	CanSleep bool                    // a loaded model that can be put to sleep
+	WhyAwake string                  // why a loaded one cannot, as a sentence
+	Service  *registry.ServiceHealth // of one that runs elsewhere and is loaded
 }
 
 // Page is one page of models: store.Page with what is going on with each.
@@ -74,6 +78,11 @@ func (m *Manager) enrich(it store.Listed) Listed {
 		return l
 	}
 	l.Runtime, l.Device = v.rt, v.rt.Device
+	l.CanSleep, l.WhyAwake = m.sleeps(v.rt, v.inst)
+	if o, ok := v.inst.(loaders.Observer); ok {
+		s := o.Observe()
+		l.Service = &s
+	}
 	l.Status = registry.DeriveStatus(it.Registration, v.rt.Artifact, v.rt.State)
 	if v.track != nil {
 		op := v.track.snapshot()
@@ -210,7 +219,9 @@ type InstanceInfo struct {
 	InstanceID     string            `json:"instance_id"`
 	ReadyAt        string            `json:"ready_at"`
 
-	Service *registry.ServiceHealth `json:"service,omitempty"` // of one that runs elsewhere
+	Service  *registry.ServiceHealth `json:"service,omitempty"` // of one that runs elsewhere
+	CanSleep bool                    `json:"can_sleep"`
+	WhyAwake string                  `json:"why_awake,omitempty"` // why it cannot sleep
 }
 
 // Instance returns the ready instance of a model. CodeBadState when it is not loaded.
@@ -228,8 +239,9 @@ func (m *Manager) Instance(ctx context.Context, id string) (InstanceInfo, error)
 		s := o.Observe()
 		service = &s
 	}
+	can, why := m.sleeps(v.rt, v.inst)
 	return InstanceInfo{
-		Service: service,
+		Service: service, CanSleep: can, WhyAwake: why,
 		Config:  rec.Redacted(), Engine: v.rt.Engine, EngineVersion: v.rt.EngineVersion, Device: v.rt.Device, Endpoint: *v.rt.Endpoint,
 		ModelClass: v.rt.Endpoint.ModelClass, TokenizerClass: v.rt.Endpoint.TokenizerClass, Memory: v.rt.Memory,
 		InstanceID: v.rt.InstanceID, ReadyAt: v.rt.ReadyAt.UTC().Format("2006-01-02T15:04:05.000Z"),

@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/industriverse/llmmodelmanager/internal/hw"
 	"github.com/industriverse/llmmodelmanager/internal/loaders"
@@ -58,8 +59,40 @@ type nap struct {
 	then   *job // a wake that was asked for while it fell asleep
 }
 
+// sleeps reports whether a loaded model can be put to sleep; if not, why says so as one sentence.
+func (m *Manager) sleeps(rt registry.Runtime, inst loaders.Instance) (can bool, why string) {
+	if inst == nil {
+		return false, ""
+	}
+	title := rt.Engine
+	if l, err := m.engine(rt.Engine); err == nil {
+		title = l.Info().Title
+	}
+	if _, ok := inst.(loaders.Sleeper); !ok {
+		if rt.Device == "remote" {
+			return false, "It runs elsewhere and holds no memory of this machine"
+		}
+		return false, title + " has no sleep mode. Unloading gives the memory back"
+	}
+	if a, ok := inst.(loaders.Awake); ok {
+		if why := a.WhyAwake(); why != "" {
+			return false, why
+		}
+	}
+	return true, ""
+}
+
+// lowerFirst makes a sentence the end of another.
+func lowerFirst(s string) string {
+	if s == "" {
+		return s
+	}
+	return strings.ToLower(s[:1]) + s[1:]
+}
+
 func (a *actor) requestSleep(o UnloadOptions) (registry.Operation, error) {
-	sleeper, can := a.inst.(loaders.Sleeper)
+	sleeper, _ := a.inst.(loaders.Sleeper)
+	can, why := a.m.sleeps(a.rt, a.inst)
 	switch {
 	case a.rt.State == registry.RuntimeSleeping && a.nap != nil && !a.nap.waking:
 		return a.nap.track.snapshot(), nil
@@ -68,7 +101,7 @@ func (a *actor) requestSleep(o UnloadOptions) (registry.Operation, error) {
 	case a.rt.State != registry.RuntimeReady && a.rt.State != registry.RuntimeSleeping:
 		return registry.Operation{}, registry.Errorf(registry.CodeBadState, "%s is not loaded (%s), so that it cannot be put to sleep", a.id, a.rt.State)
 	case a.rt.State == registry.RuntimeReady && !can:
-		return registry.Operation{}, registry.Errorf(registry.CodeUnsupported, "The engine %s cannot keep a model asleep; unload %s instead", a.rt.Engine, a.id)
+		return registry.Operation{}, registry.Errorf(registry.CodeUnsupported, "%s cannot sleep: %s", a.id, lowerFirst(why))
 	case a.active > 0:
 		return registry.Operation{}, &registry.Error{Code: registry.CodeBusy, Msg: fmt.Sprintf("%s answers %d requests now; try again when they are done", a.id, a.active), RetryAfter: a.m.DrainTimeout / 10}
 	}

@@ -28,6 +28,16 @@ type EngineStatus struct {
 	Parts     []EnginePart      `json:"parts,omitempty"` // the commands of the engine command
 }
 
+// Here reports whether the engine runs models on this machine, and not at a service elsewhere.
+func (e EngineStatus) Here() bool {
+	for _, s := range e.Sources {
+		if s != SourceExternal {
+			return true
+		}
+	}
+	return len(e.Sources) == 0
+}
+
 // EngineParam is an entry of custom_loader_params that an engine understands.
 type EngineParam struct {
 	Name string    `json:"name"`

@@ -15,10 +15,14 @@ import (
 // everybody who may see the engines, and for admins.
 func (s *Server) mayOperate(ctx context.Context, op registry.Operation, a auth.Action) error {
 	id := auth.FromContext(ctx)
-	if op.Kind == registry.OperationInstall || op.Kind == registry.OperationImport {
-		if a == auth.OperationCancel || a == auth.ModelFetch {
+	if op.Kind.OfEngine() || op.Kind == registry.OperationImport {
+		test := op.Kind == registry.OperationSelfTest
+		switch change := a == auth.OperationCancel || a == auth.ModelFetch; {
+		case test && (change || op.Subject == external): // which services there are is told to who sees every team's models
+			a = auth.EngineTest
+		case change:
 			a = auth.EngineInstall
-		} else {
+		default:
 			a = auth.EnginesRead
 		}
 		return auth.Allowed(id, a, "")
@@ -98,30 +102,4 @@ func (s *Server) visibleResources(ctx context.Context) registry.Resources {
 		}
 	}
 	return res
-}
-
-func (s *Server) listEngines(c echo.Context) error {
-	return c.JSON(http.StatusOK, map[string]any{"engines": s.Manager.Engines(c.Request().Context())})
-}
-
-func (s *Server) installEngine(c echo.Context) error {
-	wait, err := waitFor(c, 0)
-	if err != nil {
-		return err
-	}
-	op, err := s.Manager.InstallEngine(c.Request().Context(), c.Param("name"), actor(c))
-	s.Auth.Audit(c.Request().Context(), auth.EngineInstall, "engine:"+c.Param("name"), err, "")
-	if err != nil {
-		return err
-	}
-	if op, err = s.await(c, op, wait); err != nil {
-		return err
-	}
-	if op.State.Final() && wait > 0 {
-		if err := outcome(c, op); err != nil {
-			return err
-		}
-		return c.JSON(http.StatusOK, s.visibleOperation(c, op))
-	}
-	return c.JSON(http.StatusAccepted, s.visibleOperation(c, op))
 }

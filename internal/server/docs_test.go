@@ -241,7 +241,7 @@ func TestSchemasAreTheTypes(t *testing.T) {
 		"ModelInfo": apiModel{}, "LoadRequest": loadBody{}, "Instance": manager.InstanceInfo{}, "Endpoint": registry.Endpoint{}, "Memory": registry.Memory{},
 		"Plan": registry.Plan{}, "Footprint": registry.Footprint{}, "Facts": registry.Facts{}, "Operation": registry.Operation{}, "Stage": registry.Stage{},
 		"Released": registry.Released{}, "Event": registry.Event{}, "Resources": registry.Resources{}, "GPU": registry.GPU{}, "Host": registry.Host{},
-		"Reservation": registry.Reservation{}, "EngineStatus": registry.EngineStatus{}, "ImportResult": manager.ImportResult{}, "ManifestStatus": registry.ManifestStatus{},
+		"Reservation": registry.Reservation{}, "EngineStatus": registry.EngineStatus{}, "EngineVerdict": registry.EngineVerdict{}, "EngineDetail": apiEngine{}, "ImportResult": manager.ImportResult{}, "ManifestStatus": registry.ManifestStatus{},
 		"User": registry.User{}, "Token": registry.Token{}, "Team": registry.Team{}, "Member": auth.TeamMember{}, "AuditEntry": registry.AuditEntry{}, "Rule": auth.Rule{},
 		"Problem": problemBody{}, "StoredProblem": registry.Problem{}, "FieldError": registry.FieldError{}, "Failure": registry.Failure{},
 		"Shortage": registry.Shortage{}, "Holder": registry.Holder{},

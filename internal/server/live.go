@@ -45,7 +45,18 @@ type liveBook struct {
 	foundMu  sync.Mutex // guards what follows
 	found    []registry.EngineStatus
 	foundAt  time.Time
-	looking  bool // somebody looks again, and nobody waits for it
+	foundOf  int64 // Manager.EngineChanges when they were looked at
+	looking  bool  // somebody looks again, and nobody waits for it
+
+	oneMu sync.Mutex             // held while one engine is looked at
+	one   map[string]foundEngine // by name, in full
+}
+
+// foundEngine is an engine as it was found.
+type foundEngine struct {
+	st registry.EngineStatus
+	at time.Time
+	of int64 // Manager.EngineChanges
 }
 
 // look is what is known about a registered model that is not in the registry.
@@ -124,13 +135,14 @@ func (b *liveBook) engines(ctx context.Context) []registry.EngineStatus {
 	if known, fresh := b.recall(); fresh {
 		return known
 	}
+	of := b.s.Manager.EngineChanges()
 	found := b.s.Manager.Engines(ctx)
 	if ctx.Err() != nil {
 		return found // cut short: not to be believed by others
 	}
 	b.foundMu.Lock()
 	defer b.foundMu.Unlock()
-	b.found, b.foundAt = found, b.s.Now()
+	b.found, b.foundAt, b.foundOf = found, b.s.Now(), of
 	return slices.Clone(found)
 }
 
@@ -138,7 +150,7 @@ func (b *liveBook) engines(ctx context.Context) []registry.EngineStatus {
 func (b *liveBook) recall() (known []registry.EngineStatus, fresh bool) {
 	b.foundMu.Lock()
 	defer b.foundMu.Unlock()
-	return slices.Clone(b.found), b.found != nil && b.s.Now().Sub(b.foundAt) <= enginesFor
+	return slices.Clone(b.found), b.found != nil && b.s.Now().Sub(b.foundAt) <= enginesFor && b.foundOf == b.s.Manager.EngineChanges()
 }
 
 // knownEngines is engines for who would rather have an old answer than wait: once the engines were found that is told,
@@ -173,15 +185,6 @@ func (b *liveBook) lookAgain(ctx context.Context) {
 	b.foundMu.Lock()
 	defer b.foundMu.Unlock()
 	b.looking = false
-}
-
-// forgetEngines makes the next look a fresh one.
-func (b *liveBook) forgetEngines() {
-	b.engineMu.Lock() // a look that began before does not count
-	defer b.engineMu.Unlock()
-	b.foundMu.Lock()
-	defer b.foundMu.Unlock()
-	b.found = nil
 }
 
 // look returns the facts of a model and, with plan, what a load would do now. Those who ask at the same time share one
@@ -466,6 +469,11 @@ func (s *Server) livePage(c echo.Context) (livePage, error) {
 		return livePage{kinds: modelKinds, tick: liveTick, parts: s.liveOperation}, nil
 	case "engines":
 		return livePage{kinds: all, tick: liveTick, parts: s.liveEngines}, nil
+	case "engine":
+		if _, err := s.Manager.EngineName(id); err != nil {
+			return livePage{}, err
+		}
+		return livePage{kinds: all, tick: liveTick, parts: s.liveEngine}, nil
 	case "yaml":
 		return livePage{kinds: all, tick: liveTick, parts: s.liveYAML}, nil
 	case "storage":
@@ -474,7 +482,7 @@ func (s *Server) livePage(c echo.Context) (livePage, error) {
 		}
 		return livePage{kinds: []registry.EventKind{registry.EventStorage, registry.EventArtifact, registry.EventModelStatus, registry.EventReset}, tick: storageTick, parts: s.liveStorage}, nil
 	}
-	return livePage{}, badParam("page", "must be overview, models, model, activity, operation, engines, yaml or storage")
+	return livePage{}, badParam("page", "must be overview, models, model, activity, operation, engines, engine, yaml or storage")
 }
 
 func (s *Server) badge(c echo.Context) (part, error) {
@@ -566,6 +574,18 @@ func (s *Server) liveEngines(c echo.Context, _ *touched) ([]part, error) {
 		return nil, err
 	}
 	return []part{badge, {"engines", partials.EngineList(v)}}, nil
+}
+
+func (s *Server) liveEngine(c echo.Context, _ *touched) ([]part, error) {
+	badge, err := s.badge(c)
+	if err != nil {
+		return nil, err
+	}
+	v, err := s.enginePage(c, c.QueryParam("id"))
+	if err != nil {
+		return nil, err
+	}
+	return []part{badge, {"head", partials.EngineHead(v)}, {"work", partials.EngineWork(v)}, {"about", partials.EngineAbout(v)}, {"uses", partials.EngineUses(v)}, {"versions", partials.EngineVersions(v)}, {"history", partials.EngineHistory(v)}}, nil
 }
 
 func (s *Server) liveYAML(c echo.Context, _ *touched) ([]part, error) {

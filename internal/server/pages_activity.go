@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"net/http"
 
 	"github.com/a-h/templ"
@@ -16,7 +15,8 @@ import (
 	"github.com/industriverse/llmmodelmanager/web/templates/view"
 )
 
-var operationKinds = []registry.OperationKind{registry.OperationLoad, registry.OperationUnload, registry.OperationFetch, registry.OperationImport, registry.OperationInstall}
+var operationKinds = []registry.OperationKind{registry.OperationLoad, registry.OperationUnload, registry.OperationFetch, registry.OperationImport,
+	registry.OperationInstall, registry.OperationRemove, registry.OperationSelfTest}
 
 func (s *Server) pageActivity(c echo.Context) error {
 	v, err := s.activity(c)
@@ -101,7 +101,7 @@ func (s *Server) operationPage(c echo.Context, id string) (view.OperationPage, e
 
 // cancellable reports whether the manager takes a cancellation of it at all.
 func cancellable(op registry.Operation) bool {
-	return !op.State.Final() && (op.Kind == registry.OperationLoad || op.Kind == registry.OperationFetch || op.Kind == registry.OperationInstall)
+	return !op.State.Final() && (op.Kind == registry.OperationLoad || op.Kind == registry.OperationFetch || op.Kind == registry.OperationInstall || op.Kind == registry.OperationSelfTest)
 }
 
 // operationLog is the engine's last lines while the operation is the newest one of its model; a later load has a log of
@@ -140,70 +140,4 @@ func (s *Server) postCancelOperation(c echo.Context) error {
 		return err
 	}
 	return s.operationAnswer(c, op)
-}
-
-func (s *Server) pageEngines(c echo.Context) error {
-	v, err := s.enginesPage(c)
-	if err != nil {
-		return err
-	}
-	v.Page = s.page(c, "Engines", "engines", view.LiveURL("engines"))
-	return html(c, http.StatusOK, pages.Engines(v))
-}
-
-// enginesPage is the engines with their installations, the one under way or the last.
-func (s *Server) enginesPage(c echo.Context) (view.Engines, error) {
-	ctx := c.Request().Context()
-	v := view.Engines{Can: canAnywhere(ctx)}
-	for _, st := range s.live.engines(ctx) {
-		e := view.Engine{EngineStatus: st}
-		op, err := s.lastInstall(ctx, st)
-		if err != nil {
-			return v, err
-		}
-		if op != nil {
-			o := view.OperationOf(*op, s.Now())
-			e.Install = &o
-		}
-		v.Engines = append(v.Engines, e)
-	}
-	return v, nil
-}
-
-// lastInstall is the installation under way, or the last one if it failed and the engine is still not usable.
-func (s *Server) lastInstall(ctx context.Context, st registry.EngineStatus) (*registry.Operation, error) {
-	if !st.Installable {
-		return nil, nil
-	}
-	ops, _, err := s.Manager.Operations(ctx, store.OperationQuery{Kind: registry.OperationInstall, Subject: st.Name, Limit: 1})
-	if err != nil || len(ops) == 0 || (ops[0].State.Final() && (st.Usable || ops[0].State != registry.OperationFailed)) {
-		return nil, err
-	}
-	return &ops[0], nil
-}
-
-func (s *Server) postCheckEngines(c echo.Context) error {
-	s.live.forgetEngines()
-	return s.enginesAnswer(c)
-}
-
-func (s *Server) postInstallEngine(c echo.Context) error {
-	ctx := c.Request().Context()
-	_, err := s.Manager.InstallEngine(ctx, c.Param("name"), actor(c))
-	s.Auth.Audit(ctx, auth.EngineInstall, "engine:"+c.Param("name"), err, "")
-	if err != nil {
-		return err
-	}
-	return s.enginesAnswer(c)
-}
-
-func (s *Server) enginesAnswer(c echo.Context) error {
-	if swaps(c) != "engines" {
-		return c.Redirect(http.StatusSeeOther, "/engines")
-	}
-	v, err := s.enginesPage(c)
-	if err != nil {
-		return err
-	}
-	return html(c, http.StatusOK, partials.EngineList(v))
 }

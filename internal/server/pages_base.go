@@ -42,6 +42,7 @@ func (s *Server) pageRoutes() []route {
 		{"GET", "/models/:id/edit", auth.ModelEdit, s.pageEditModel},
 		{"POST", "/models/:id/load", auth.ModelLoad, s.postLoad},
 		{"POST", "/models/:id/unload", auth.ModelUnload, s.postUnload},
+		{"POST", "/models/:id/sleep", auth.ModelUnload, s.postSleep},
 		{"POST", "/models/:id/cancel", auth.ModelUnload, s.postCancelModel},
 		{"POST", "/models/:id/fetch", auth.ModelFetch, s.postFetch},
 		{"POST", "/models/:id/approve", auth.RegistrationApprove, s.postApprove},
@@ -73,7 +74,12 @@ func (s *Server) pageRoutes() []route {
 
 		{"GET", "/engines", auth.EnginesRead, s.pageEngines},
 		{"POST", "/engines/check", auth.EnginesRead, s.postCheckEngines},
+		{"GET", "/engines/check", auth.AccountOwn, to("/engines")},
+		{"GET", "/engines/:name", auth.EnginesRead, s.pageEngine},
 		{"POST", "/engines/:name/install", auth.EngineInstall, s.postInstallEngine},
+		{"POST", "/engines/:name/test", auth.EngineTest, s.postTestEngine},
+		{"GET", "/engines/:name/remove", auth.EnginesRead, s.pageRemoveEngine},
+		{"POST", "/engines/:name/remove", auth.EngineInstall, s.postRemoveEngine},
 
 		{"GET", "/account", auth.AccountOwn, s.pageAccount},
 		{"GET", "/account/password", auth.AccountOwn, to("/account")},
@@ -173,7 +179,7 @@ func canIn(ctx context.Context, team string) view.Can {
 	may := func(a auth.Action) bool { return auth.Allowed(id, a, team) == nil }
 	return view.Can{
 		Register: may(auth.ModelEdit), Load: may(auth.ModelLoad), Override: may(auth.ModelOverride), Delete: may(auth.ModelDelete),
-		Approve: may(auth.RegistrationApprove), Install: may(auth.EngineInstall), Manage: may(auth.UserManage),
+		Approve: may(auth.RegistrationApprove), Install: may(auth.EngineInstall), Test: may(auth.EngineTest), Manage: may(auth.UserManage),
 	}
 }
 
@@ -368,7 +374,7 @@ func (s *Server) visibleOperation(c echo.Context, op registry.Operation) registr
 	}
 	if op.Error != nil {
 		p := s.visibleProblem(c, *op.Error)
-		if op.Kind != registry.OperationInstall {
+		if !op.Kind.OfEngine() {
 			rec, err := s.seen(ctx, op.Subject)
 			p.Failure = visibleFailure(ctx, p.Failure, rec.Team, err)
 		}

@@ -85,9 +85,18 @@ func (s *Server) operationAnswer(c echo.Context, op registry.Operation) error {
 		return html(c, http.StatusOK, partials.OperationNow(v))
 	case "files":
 		return s.filesAnswer(c, op.Subject)
+	case "work":
+		v, err := s.enginePage(c, op.Subject)
+		if err != nil {
+			return err
+		}
+		return html(c, http.StatusOK, partials.EngineAnswer(v))
 	}
-	if c.FormValue("to") == "model" {
+	switch c.FormValue("to") {
+	case "model":
 		return c.Redirect(http.StatusSeeOther, view.ModelURL(op.Subject))
+	case "engine":
+		return c.Redirect(http.StatusSeeOther, view.EngineURL(op.Subject))
 	}
 	return c.Redirect(http.StatusSeeOther, view.OperationURL(op.ID))
 }

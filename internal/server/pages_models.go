@@ -129,7 +129,7 @@ func (s *Server) modelPage(c echo.Context, id string, patience time.Duration) (v
 	res := s.Manager.Resources()
 	v := view.ModelPage{
 		Page: s.quietPage(c, id, "models"), Can: canIn(ctx, l.Team), Record: l.Record, Runtime: l.Runtime, Status: l.Status,
-		BaseURL: baseURL(c), Largest: largest(res),
+		BaseURL: baseURL(c), Largest: largest(res), CanSleep: l.CanSleep, WhyAwake: l.WhyAwake, Service: l.Service,
 	}
 	v.Runtime.Failure = visibleFailure(ctx, l.Runtime.Failure, l.Team, nil)
 	if l.Operation != nil && l.Operation.Kind != registry.OperationFetch {
@@ -156,7 +156,12 @@ func (s *Server) modelPage(c echo.Context, id string, patience time.Duration) (v
 		v.Files.OnDisk = seen.onDisk
 		if idle && seen.plan != nil {
 			p := s.visiblePlan(c, *seen.plan)
-			v.Plan = &p
+			v.Plan, v.Engines = &p, p.Engines
+		}
+	}
+	if l.Status == registry.StatusReady || l.Status == registry.StatusSleeping {
+		if v.Engines, err = s.Manager.WhyEngine(ctx, l.Model); err != nil {
+			return v, err
 		}
 	}
 	s.fillFiles(c, &v, l.Artifact)
@@ -166,7 +171,7 @@ func (s *Server) modelPage(c echo.Context, id string, patience time.Duration) (v
 
 func (s *Server) history(c echo.Context, id string) ([]view.Operation, error) {
 	ops, _, err := s.operations(c, store.OperationQuery{Subject: id}, 10, func(op registry.Operation) bool {
-		return op.Kind != registry.OperationInstall // an engine may be called as the model is
+		return !op.Kind.OfEngine() // an engine may be called as the model is
 	})
 	return view.OperationsOf(ops, s.Now()), err
 }
@@ -252,6 +257,19 @@ func (s *Server) postUnload(c echo.Context) error {
 		if _, err := s.await(c, op, settle); err != nil {
 			return err
 		}
+	}
+	return s.modelAnswer(c)
+}
+
+func (s *Server) postSleep(c echo.Context) error {
+	ctx, id := c.Request().Context(), record(c).ModelID
+	op, err := s.Manager.Sleep(ctx, id, manager.UnloadOptions{Actor: actor(c), Cause: "asked for in the console"})
+	s.Auth.Audit(ctx, auth.ModelUnload, "model:"+id, err, "sleep")
+	if err != nil {
+		return err
+	}
+	if _, err := s.await(c, op, settle); err != nil {
+		return err
 	}
 	return s.modelAnswer(c)
 }

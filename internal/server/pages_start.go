@@ -235,7 +235,7 @@ func (s *Server) adminNeeds(ctx context.Context) (out []view.Need) {
 	usable, installable := false, ""
 	engines := s.live.knownEngines(ctx)
 	for _, e := range engines {
-		usable = usable || e.Usable
+		usable = usable || e.Usable && e.Here()
 		if e.Installable && installable == "" {
 			installable = e.Title
 		}

@@ -28,7 +28,7 @@ func TestEveryPageAnswers(t *testing.T) {
 	_, err := w.manager.PutSecret(t.Context(), registry.Secret{Name: "hub", Team: registry.DefaultTeam, UpdatedBy: "test"}, "hf_verysecretvalue")
 	must(t, err)
 	fill := strings.NewReplacer(":id", url.PathEscape(llama), ":op", op.ID, ":team", "default",
-		"/storage/delete", "/storage/delete?source_type=huggingface&source_path=team/hub-model&revision=r1", ":name/delete", "hub/delete?team=default")
+		"/storage/delete", "/storage/delete?source_type=huggingface&source_path=team/hub-model&revision=r1", ":name/delete", "hub/delete?team=default", "/engines/:name", "/engines/fake")
 	for _, r := range w.server.pageRoutes() {
 		if r.method != http.MethodGet || r.path == "/ui/events" {
 			continue
@@ -46,7 +46,7 @@ func TestEveryPageAnswers(t *testing.T) {
 }
 
 func pagesOf(id, op string) []string {
-	return []string{"/", "/models", view.ModelURL(id), "/operations", view.OperationURL(op), "/storage", "/engines", "/account", "/teams", "/yaml"}
+	return []string{"/", "/models", view.ModelURL(id), "/operations", view.OperationURL(op), "/storage", "/engines", "/engines/fake", "/account", "/teams", "/yaml"}
 }
 
 // TestNothingIsOfferedThatIsRefused presses every button and follows every link that a page has, with the rights of

@@ -220,7 +220,7 @@ func activity() []Story {
 
 func engineSet() []view.Engine {
 	return []view.Engine{
-		{EngineStatus: registry.EngineStatus{Name: "llamacpp", Title: "llama.cpp", Usable: true, Version: "b11434", Path: "/usr/local/bin/llama-server", Devices: []registry.Device{registry.DeviceCPU, registry.DeviceCUDA}, Formats: []registry.Format{registry.FormatGGUF}}, Models: 41},
+		{EngineStatus: registry.EngineStatus{Name: "llamacpp", Title: "llama.cpp", Usable: true, Version: "b11434", Path: "/usr/local/bin/llama-server", Devices: []registry.Device{registry.DeviceCPU, registry.DeviceCUDA}, Formats: []registry.Format{registry.FormatGGUF}}},
 		{EngineStatus: registry.EngineStatus{Name: "transformers", Title: "transformers", Installable: true, Problem: "It is not installed.", HowToGet: "Installs Python 3.11 packages (torch and transformers, about 3 GiB) into llmm's own folder.", Formats: []registry.Format{registry.FormatTransformersPT, registry.FormatSafetensors}}},
 		{EngineStatus: registry.EngineStatus{Name: "ollama", Title: "Ollama", Problem: "Nothing answers at http://127.0.0.1:11434.", HowToGet: "Start Ollama, or name another address with --ollama-url.", Formats: []registry.Format{registry.FormatGGUF}}},
 		{EngineStatus: registry.EngineStatus{Name: "vllm", Title: "vLLM", Problem: "It needs an NVIDIA GPU and there is none.", Formats: []registry.Format{registry.FormatSafetensors}, Experimental: true}},
@@ -235,7 +235,7 @@ func rest() []Story {
 	s := stage(registry.StageFetch, registry.StageRunning, gb(1.2), gb(2.9), registry.UnitBytes, 30*time.Second, 0)
 	s.Rate, s.ETA = 48e6, registry.Duration(38*time.Second)
 	op.Stages = []registry.Stage{stage(registry.StageResolve, registry.StageDone, 0, 0, "", 40*time.Second, 2*time.Second), s, stage(registry.StageVerify, registry.StageWaiting, 0, 0, "", 0, 0)}
-	installing.Engines[1].Install = &op
+	installing.Engines[1].Job = &op
 
 	user := registry.User{ID: "u1", Name: "asha", Admin: true, LastSeenAt: before(time.Second)}
 	account := view.Account{Page: page("Account", "account", ""), BaseURL: "http://gpu1:8080", Tokens: []registry.Token{

@@ -140,6 +140,35 @@ type ModelPage struct {
 	BaseURL   string // of this server, without /v1
 	Requests  int    // being answered now
 	Largest   int64  // bytes of the largest device
+	Engines   []registry.EngineVerdict
+	CanSleep  bool                    // it is loaded and can be put to sleep
+	WhyAwake  string                  // why it cannot, as a sentence
+	Service   *registry.ServiceHealth // of one that runs elsewhere and is loaded
+}
+
+// ServiceStatus is whether the service elsewhere answers.
+func (p ModelPage) ServiceStatus() Status {
+	if p.Service.AwaySince.IsZero() {
+		return Status{"ready", "Answers"}
+	}
+	return Status{"failed", "Away since " + Clock(p.Service.AwaySince, p.Now)}
+}
+
+// ServiceRequests counts what the service was asked by users: "128 requests, 2 failed".
+func (p ModelPage) ServiceRequests() string {
+	s := Plural(int(p.Service.Requests), "request", "requests")
+	if n := p.Service.Errors; n > 0 {
+		s += fmt.Sprintf(", %s failed", Count(n))
+	}
+	return s
+}
+
+// ServiceLatency is how long an answer takes to begin, "" when nobody asked yet.
+func (p ModelPage) ServiceLatency() string {
+	if p.Service.LatencyMS <= 0 {
+		return ""
+	}
+	return Duration(time.Duration(p.Service.LatencyMS * float64(time.Millisecond)))
 }
 
 // Row is the model's line in a list.

@@ -39,6 +39,10 @@ func (o Operation) Verb() string {
 		return "Import"
 	case registry.OperationInstall:
 		return "Install"
+	case registry.OperationRemove:
+		return "Remove"
+	case registry.OperationSelfTest:
+		return "Test"
 	}
 	return string(o.Kind)
 }
@@ -68,11 +72,11 @@ func (o Operation) Status() Status {
 // URL is the page of what the operation is about, or the operation's own.
 func (o Operation) URL() string { return OperationURL(o.ID) }
 
-// SubjectURL is the page of what it is about: a model, or the engines; "" for neither.
+// SubjectURL is the page of what it is about: a model, or an engine; "" for neither.
 func (o Operation) SubjectURL() string {
 	switch o.Kind {
-	case registry.OperationInstall:
-		return "/engines"
+	case registry.OperationInstall, registry.OperationRemove, registry.OperationSelfTest:
+		return EngineURL(o.Subject)
 	case registry.OperationImport:
 		return "/yaml"
 	case registry.OperationLoad, registry.OperationUnload, registry.OperationFetch:

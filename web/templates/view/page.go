@@ -39,7 +39,8 @@ type Can struct {
 	Override bool // load in spite of a shortage
 	Delete   bool
 	Approve  bool
-	Install  bool // engines
+	Install  bool // engines; also upgrade and remove
+	Test     bool // engines
 	Manage   bool // users and teams
 }
 
@@ -113,20 +114,6 @@ type OperationPage struct {
 	Op  Operation
 	Log []string
 	Can Can
-}
-
-// Engines is what runs models here.
-type Engines struct {
-	Page
-	Can     Can
-	Engines []Engine
-}
-
-// Engine is one engine and, while it is being installed, that operation.
-type Engine struct {
-	registry.EngineStatus
-	Install *Operation
-	Models  int // registered models that would use it; 0 when not known
 }
 
 // Account is the signed-in user's own page. Secret is a token that was made just now, shown this once.

@@ -20,8 +20,16 @@ func ModelAction(id, action string) string { return ModelURL(id) + "/" + action 
 // OperationURL is the page of an operation.
 func OperationURL(id string) string { return "/operations/" + Segment(id) }
 
-// EngineInstallURL is where an engine's installation is asked for.
-func EngineInstallURL(name string) string { return "/engines/" + Segment(name) + "/install" }
+// EngineURL is the page of an engine.
+func EngineURL(name string) string { return "/engines/" + Segment(name) }
+
+// EngineAction is the address below an engine's page that does something: install, test, remove.
+func EngineAction(name, action string) string { return EngineURL(name) + "/" + action }
+
+// EngineRemoveURL is where a removal is asked for; version "" is all of them.
+func EngineRemoveURL(name, version string) string {
+	return EngineAction(name, "remove") + "?" + url.Values{"version": {version}}.Encode()
+}
 
 // LiveURL is the address of the console's event stream for one page: LiveURL("model", "id", "qwen3-8b").
 func LiveURL(page string, pairs ...string) string {

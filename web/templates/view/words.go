@@ -147,6 +147,18 @@ func StageWord(s registry.StageName) string {
 		return "Stop"
 	case registry.StageRelease:
 		return "Release"
+	case registry.StageCheck:
+		return "Find"
+	case registry.StageMake:
+		return "Tiny model"
+	case registry.StageLoad:
+		return "Load"
+	case registry.StageAsk:
+		return "Ask"
+	case registry.StageUnload:
+		return "Unload"
+	case registry.StageRemove:
+		return "Remove"
 	}
 	return string(s)
 }
