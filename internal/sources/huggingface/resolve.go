@@ -263,12 +263,7 @@ func (s *Source) chosen(snap *sources.Snapshot, f *found, files []registry.File,
 		if err != nil {
 			return err
 		}
-		var beside []registry.File
-		for _, file := range files {
-			if dir := path.Dir(file.Path); (dir == "." || dir == path.Dir(set.Main)) && pick.Small(path.Base(file.Path)) && (f.ref.RemoteCode || path.Ext(file.Path) != ".py") {
-				beside = append(beside, file)
-			}
-		}
+		beside := pick.BesideONNX(files, set.Main, f.ref.RemoteCode)
 		snap.Main, snap.Files = set.Main, sorted(set.Files, beside)
 		snap.Facts, err = headers.ReadONNX(set.Files[0], set.Files[1:], withoutCard(beside, f.offline), open)
 		return err

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -195,10 +196,23 @@ func TestONNXFolder(t *testing.T) {
 	write(t, dir, map[string][]byte{"onnx/model.onnx": graph("../data/weights"), "data/weights": make([]byte, 8)})
 	_, err = resolve(t, dir, registry.FormatONNX)
 	refused(t, err, registry.CodeInvalid, none, "../data/weights", "not below")
-	write(t, dir, map[string][]byte{"onnx/model_q4.onnx": []byte("\x08\x07rest")})
+	write(t, dir, map[string][]byte{"onnx/model_q4.onnx": graph("model_q4.onnx_data"), "onnx/model_q4.onnx_data": make([]byte, 8), "onnx/model.onnx": graph("weights"), "onnx/weights": make([]byte, 8),
+		"1_Pooling/config.json": []byte("{}"), "2_Dense/model.safetensors": {1}, "notes/plan.txt": {1}})
+	s, err = resolve(t, dir, registry.FormatONNX)
+	check(t, err)
+	var got []string
+	for _, f := range s.Files {
+		got = append(got, f.Path)
+	}
+	if s.Main != "onnx/model.onnx" || !slices.Equal(got, []string{"1_Pooling/config.json", "config.json", "onnx/model.onnx", "onnx/weights", "vocab.txt"}) {
+		t.Errorf("of several the usual one is taken; got %s with %v", s.Main, got)
+	}
+	write(t, dir, map[string][]byte{"onnx/model_int8.onnx": graph("weights")})
+	check(t, os.Remove(filepath.Join(dir, "onnx", "model.onnx")))
 	_, err = resolve(t, dir, registry.FormatONNX)
 	refused(t, err, registry.CodeInvalid, none, "2 ONNX models", "model_q4.onnx")
 	check(t, os.Remove(filepath.Join(dir, "onnx", "model_q4.onnx")))
+	check(t, os.Remove(filepath.Join(dir, "onnx", "model_int8.onnx")))
 	write(t, dir, map[string][]byte{"onnx/model.onnx": []byte("version https://git-lfs.github.com/spec/v1\n")})
 	_, err = resolve(t, dir, registry.FormatONNX)
 	refused(t, err, registry.CodeLoadingFailed, damaged, "git lfs pull")

@@ -7,9 +7,11 @@ import (
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 	"github.com/industriverse/llmmodelmanager/internal/sources/headers"
+	"github.com/industriverse/llmmodelmanager/internal/sources/pick"
 )
 
-// onnxFolder picks the one ONNX model of a folder, or the one that is wanted, and the data that its graph names.
+// onnxFolder picks the one ONNX model of a folder, the one that is wanted, or the usual one of several, and the data that its
+// graph names.
 func (in *inspection) onnxFolder(m *model, files []found, want want) error {
 	var models []found
 	for _, f := range files {
@@ -22,6 +24,8 @@ func (in *inspection) onnxFolder(m *model, files []found, want want) error {
 		return want.nothing(files, registry.FormatONNX)
 	case len(models) == 0:
 		return headers.Mismatch(list(files), registry.FormatONNX)
+	case len(models) > 1 && usual(models, want) >= 0:
+		models = models[usual(models, want):]
 	case len(models) > 1:
 		names := make([]string, len(models))
 		for i, f := range models {
@@ -29,7 +33,7 @@ func (in *inspection) onnxFolder(m *model, files []found, want want) error {
 		}
 		return want.ambiguous("ONNX", names)
 	}
-	small := keep(files, func(f found) bool { return !strings.Contains(f.rel, "/") && !weightsLike(f.rel) })
+	small := keep(files, func(f found) bool { return pick.NearONNX(f.rel, models[0].rel) && !weightsLike(f.rel) })
 	return in.onnx(m, models[0], small, func(name string) (*found, error) {
 		if i := slices.IndexFunc(files, func(f found) bool { return f.rel == name }); i >= 0 {
 			return &files[i], nil
@@ -37,6 +41,24 @@ func (in *inspection) onnxFolder(m *model, files []found, want want) error {
 		return nil, nil
 	})
 }
+
+// usual is the index of the graph whose path is the wanted name itself, or of one at a usual place when none is wanted; -1
+// when there is none.
+func usual(models []found, want want) int {
+	names := []string{want.filename}
+	if !want.any() {
+		names = pick.UsualONNX
+	}
+	for _, name := range names {
+		if i := slices.IndexFunc(models, func(f found) bool { return f.rel == name }); i >= 0 {
+			return i
+		}
+	}
+	return -1
+}
+
+// besideONNX are the small files that are looked for beside a graph which is named by itself.
+var besideONNX = []string{"config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "modules.json", "1_Pooling/config.json", "README.md"}
 
 // onnxFile takes one ONNX file and what belongs to it.
 func (in *inspection) onnxFile(m *model, name string) error {
@@ -49,7 +71,7 @@ func (in *inspection) onnxFile(m *model, name string) error {
 		return headers.Missing("Put it back and load again", "%s vanished while the model was looked at", name)
 	}
 	var small []found
-	for _, n := range []string{"config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "README.md"} {
+	for _, n := range besideONNX {
 		f, err := find(n)
 		if err != nil {
 			return err

@@ -29,7 +29,7 @@ func ONNX(files []registry.File, filename string) (Set, error) {
 			return Set{}, choose(field, found, "is %q, which means %d ONNX models", filename, len(found))
 		}
 	}
-	for _, usual := range []string{"model.onnx", "onnx/model.onnx"} {
+	for _, usual := range UsualONNX {
 		if i := slices.IndexFunc(sets, func(s Set) bool { return s.Main == usual }); i >= 0 {
 			return sets[i], nil
 		}
@@ -39,6 +39,28 @@ func ONNX(files []registry.File, filename string) (Set, error) {
 	}
 	return sets[0], nil
 }
+
+// BesideONNX returns the small files that a graph at main needs, from the top of the model and from the graph's own folder:
+// configurations, tokenizers, the steps of sentence-transformers; Python only with code.
+func BesideONNX(files []registry.File, main string, code bool) []registry.File {
+	var out []registry.File
+	for _, f := range files {
+		if NearONNX(f.Path, main) && (code || path.Ext(f.Path) != ".py") {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// NearONNX reports whether a name is that of a small file which belongs to a graph at main.
+func NearONNX(name, main string) bool {
+	dir := path.Dir(name)
+	near := dir == "." || dir == path.Dir(main) || module.MatchString(name)
+	return near && Small(path.Base(name))
+}
+
+// UsualONNX are where a graph lies that is meant when none is named, the first before the second: Optimum exports to onnx/.
+var UsualONNX = []string{"model.onnx", "onnx/model.onnx"}
 
 // onnxSets are the ONNX models among files, the conventional name first.
 func onnxSets(files []registry.File) []Set {

@@ -91,13 +91,8 @@ func (in *inspection) onnx(files []registry.File, filename string) error {
 		return err
 	}
 	in.main = set.Main
-	var small []registry.File
-	for _, f := range pick.Folder(files, in.conn.code) {
-		if pick.Small(f.Path) {
-			small = append(small, f)
-		}
-	}
-	in.files = sorted(append(small, set.Files...))
+	small := pick.BesideONNX(files, set.Main, in.conn.code)
+	in.files = sorted(append(slices.Clone(small), set.Files...))
 	in.facts, err = headers.ReadONNX(set.Files[0], set.Files[1:], small, in.opener(files))
 	return err
 }
