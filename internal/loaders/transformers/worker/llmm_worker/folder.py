@@ -61,11 +61,16 @@ def pooling(path, settings):
         except (OSError, ValueError) as e:
             raise Failure("corrupt_file", f"modules.json cannot be read: {e}", "Copy or download the file again.")
         for module in listed if isinstance(listed, list) else []:
+            if not isinstance(module, dict):
+                raise Failure("corrupt_file", "modules.json is not a list of steps", "Copy or download the file again.")
             kind = str(module.get("type", "")).rsplit(".", 1)[-1]
             if kind == "Normalize":
                 normalize = True
             elif kind == "Pooling":
-                how = pooling_of(path, str(module.get("path", "")))
+                how = params.get("pooling") or pooling_of(path, str(module.get("path", "")))
+            elif kind not in ("Transformer", "Dropout"):  # one that does nothing once a model is trained
+                raise Failure("unsupported_architecture", f"modules.json adds a step {kind or 'without a name'} to the model, which is not done here: the vectors would be wrong",
+                              "Use a model that ends with pooling, or serve this one with sentence-transformers by the engine command.")
     return params.get("pooling") or how, bool(params.get("normalize", normalize))
 
 
