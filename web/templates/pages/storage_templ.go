@@ -315,7 +315,7 @@ func limits(v view.Storage) templ.Component {
 			templ_7745c5c3_Var11 = templ.NopComponent
 		}
 		ctx = templ.ClearChildren(ctx)
-		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 22, "<form class=\"card\" method=\"post\" action=\"/storage/limits\" id=\"limits\"><header><h2 class=\"grow\">How fast is fetched</h2></header><div class=\"body stack\"><p class=\"muted small\">In MiB per second; empty is as fast as it goes. The total holds for all of them together.</p><div class=\"grid2\">")
+		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 22, "<form class=\"card\" method=\"post\" action=\"/storage/limits\" id=\"limits\"><header><h2 class=\"grow\">Download speed</h2></header><div class=\"body stack\"><p class=\"muted small\">In MiB per second; empty is as fast as it goes. The total holds for all of them together.</p><div class=\"grid2\">")
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}

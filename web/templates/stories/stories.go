@@ -34,7 +34,7 @@ func start() []Story {
 		{"signin", pages.SignIn(view.SignIn{Next: "/models"})},
 		{"signin-refused", pages.SignIn(view.SignIn{Name: "asha", Error: "The name and the password do not go together."})},
 		{"welcome", pages.Welcome(view.SignIn{})},
-		{"welcome-refused", pages.Welcome(view.SignIn{Name: "asha", Field: map[string]string{"password": "It has 7 characters; 12 or more are needed.", "again": "It is not the same as above."}})},
+		{"welcome-refused", pages.Welcome(view.SignIn{Name: "asha", Field: map[string]string{"password": "must have at least 10 characters", "again": "It is not the same as above."}})},
 	}
 }
 

@@ -129,7 +129,7 @@ func (p ModelPage) FetchLine() string {
 		return ""
 	case f.State == registry.OperationPaused:
 		if f.Outcome != "" {
-			return f.Outcome
+			return Sentence(f.Outcome)
 		}
 		return "Paused. What has arrived stays on the disk."
 	}

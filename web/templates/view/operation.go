@@ -92,7 +92,7 @@ func (o Operation) Sentence() string {
 	if o.State.Resting() {
 		switch {
 		case o.Outcome != "":
-			return o.Outcome
+			return Sentence(o.Outcome)
 		case o.Error != nil:
 			return o.Error.Msg
 		}

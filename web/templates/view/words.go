@@ -284,12 +284,12 @@ func FieldLabel(name string) string {
 
 // ProblemWords are what happened, why, and what to do, each told once: an error's message often has all of it in itself.
 func ProblemWords(p registry.Problem) (what, why, hint string) {
-	what = p.Msg
+	what = Sentence(p.Msg)
 	f := p.Failure
 	if f == nil {
 		return what, "", ""
 	}
-	why, hint = f.Msg, f.Hint
+	why, hint = Sentence(f.Msg), Sentence(f.Hint)
 	if hint != "" && why != "" && strings.Contains(what, hint) {
 		return fullStop(why), "", fullStop(hint)
 	}

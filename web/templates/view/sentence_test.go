@@ -1,0 +1,64 @@
+package view
+
+import (
+	"testing"
+
+	"github.com/industriverse/llmmodelmanager/internal/registry"
+)
+
+func TestSentence(t *testing.T) {
+	for in, want := range map[string]string{
+		"there is nothing at /x; correct source_path": "There is nothing at /x; correct source_path",
+		"the Hub has no model a/b":                    "The Hub has no model a/b",
+		"mini is in use (ready); unload it first":     "mini is in use (ready); unload it first", // a model's name
+		"a is ready to be used":                       "a is ready to be used",                   // so is this
+		"the":                                         "the",
+		"the model":                                   "the model", // two words are as likely a name
+		"":                                            "",
+		"/srv/x: it is no file":                       "/srv/x: it is no file",
+	} {
+		if got := Sentence(in); got != want {
+			t.Errorf("%q became %q, want %q", in, got, want)
+		}
+	}
+}
+
+// A failure and a plan that fails for the same reason are told once.
+func TestPlanIsNews(t *testing.T) {
+	const msg = "the Hub has no model a/b"
+	failed := ModelPage{Runtime: registry.Runtime{Failure: &registry.Failure{Msg: msg}}}
+	if failed.PlanIsNews() {
+		t.Error("there is no plan")
+	}
+	failed.Plan = &registry.Plan{Problem: &registry.Problem{Msg: msg}}
+	if failed.PlanIsNews() {
+		t.Error("the plan says what the failure says")
+	}
+	failed.Plan = &registry.Plan{Problem: &registry.Problem{Msg: "The model cannot be planned", Failure: &registry.Failure{Msg: msg}}}
+	if failed.PlanIsNews() {
+		t.Error("the plan has the failure in it")
+	}
+	failed.Plan = &registry.Plan{Problem: &registry.Problem{Msg: "No engine is here"}}
+	if !failed.PlanIsNews() {
+		t.Error("the plan says something else")
+	}
+	failed.Plan = &registry.Plan{Sentence: "Fits in main memory now."}
+	if !failed.PlanIsNews() {
+		t.Error("the model can be loaded by now")
+	}
+}
+
+func TestAuditWords(t *testing.T) {
+	for _, c := range []struct {
+		in        registry.AuditEntry
+		did, what string
+	}{
+		{registry.AuditEntry{Action: "model.load", Subject: "model:team/a", Detail: "/api/v1/models/:id/wake"}, "load", "team/a"},
+		{registry.AuditEntry{Action: "account.own", Subject: "user:ben", Detail: "sign in"}, "account", "ben (sign in)"},
+		{registry.AuditEntry{Action: "some.new", Subject: "manifest"}, "some.new", "manifest"},
+	} {
+		if did, what := AuditWords(c.in); did != c.did || what != c.what {
+			t.Errorf("%+v became %q %q", c.in, did, what)
+		}
+	}
+}
