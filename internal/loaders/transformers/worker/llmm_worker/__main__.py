@@ -20,6 +20,8 @@ log = logging.getLogger("llmm.worker")
 
 def main():
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    # It warns of a cast in every layer of every token.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     settings = json.loads(os.environ.pop("LLMM_WORKER"))
     key = os.environ.pop("LLMM_WORKER_KEY")
     control = Control()

@@ -148,7 +148,7 @@ class Loaded:
 
     def report(self):
         """What the manager shows of the instance. Bytes are of the weights as they lie in memory."""
-        parameters = sum(p.numel() for p in self.model.parameters())
+        parameters = sum(true_count(p) for p in self.model.parameters())
         out = {
             "model_class": type(self.model).__name__,
             "tokenizer_class": type(self.tokenizer).__name__ if self.tokenizer is not None else "",
@@ -176,6 +176,13 @@ class Loaded:
         gpus = range(torch.cuda.device_count())
         return {"cuda_allocated": sum(torch.cuda.memory_allocated(i) for i in gpus), "cuda_reserved": sum(torch.cuda.memory_reserved(i) for i in gpus),
                 "cuda_reserved_peak": sum(torch.cuda.max_memory_reserved(i) for i in gpus)}
+
+
+def true_count(p):
+    """The elements of a parameter: bitsandbytes packs two of 4 bits into one byte and keeps the shape beside them."""
+    state = getattr(p, "quant_state", None)
+    shape = getattr(state, "shape", None)
+    return int(torch.Size(shape).numel()) if shape is not None else p.numel()
 
 
 def load(settings, control):
