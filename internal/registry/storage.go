@@ -36,9 +36,11 @@ type StoredArtifact struct {
 	Names      []string   `json:"names,omitempty"`
 	Folder     string     `json:"folder"` // where it lies
 	Files      int        `json:"files"`
-	Bytes      int64      `json:"bytes"`             // of all its files
-	Own        int64      `json:"own"`               // of Bytes, those that no other revision uses: what deleting it frees
-	Partial    int64      `json:"partial,omitempty"` // bytes on disk of unfinished downloads
+	Bytes      int64      `json:"bytes"`                // of all its files
+	Own        int64      `json:"own"`                  // of Bytes, those that no other revision uses: what deleting it frees
+	Partial    int64      `json:"partial,omitempty"`    // bytes on disk of unfinished downloads
+	Incomplete bool       `json:"incomplete,omitempty"` // a fetch of it has not ended yet; the next one goes on with what is here
+	Missing    int64      `json:"missing,omitempty"`    // bytes that have not arrived, of an incomplete one
 	ModifiedAt time.Time  `json:"modified_at,omitzero"`
 	UsedAt     time.Time  `json:"used_at,omitzero"` // last read, where the file system tells
 

@@ -111,6 +111,11 @@ func (r *run) work() error {
 	r.cancel()
 	r.wg.Wait()
 	for _, f := range r.active {
+		if len(f.done) == 0 { // there is nothing to go on with
+			if err := removeAll(f.Partial, f.journalPath()); err != nil {
+				r.f.o.Logger.Warn("an empty partial file cannot be removed", "path", f.Partial, "err", err)
+			}
+		}
 		f.close()
 	}
 	err := r.err

@@ -79,16 +79,32 @@ func (d *download) run(ctx context.Context) error {
 	}
 	d.tell(d.kept, "")
 	if len(missing) > 0 {
-		if err := d.begin(ctx, missing); err != nil {
-			return err
-		}
-		if err := d.bring(ctx, missing); err != nil {
+		if err := d.complete(ctx, missing); err != nil {
 			return err
 		}
 	}
 	d.remember()
 	d.tell(0, "")
 	return d.verify(ctx)
+}
+
+// complete brings what is missing, with a note beside it for as long as that is not through.
+func (d *download) complete(ctx context.Context, missing []registry.File) error {
+	if err := d.possible(missing); err != nil {
+		return err
+	}
+	note := d.repo.noteOf(d.snap.Revision, d.snap.Files)
+	err := d.begin(ctx)
+	if err == nil {
+		err = d.repo.write(note)
+	}
+	if err == nil {
+		err = d.bring(ctx, missing)
+	}
+	if settled := d.repo.settle(note, err == nil); settled != nil {
+		d.source.log.Warn("what a fetch left behind was not tidied up", "repository", d.look.id, "error", settled)
+	}
+	return err
 }
 
 // sane checks what may have been stored and read back since Resolve made it.
@@ -132,9 +148,8 @@ func (d *download) open() ([]registry.File, error) {
 	return missing, nil
 }
 
-// begin makes sure that what is missing can be fetched, and lays out the folders and the listing, by which Python can
-// tell later whether everything is there.
-func (d *download) begin(ctx context.Context, missing []registry.File) error {
+// possible makes sure that what is missing can be fetched.
+func (d *download) possible(missing []registry.File) error {
 	for _, f := range missing {
 		switch {
 		case !hash40.MatchString(f.ETag) && !hash64.MatchString(f.ETag):
@@ -144,6 +159,11 @@ func (d *download) begin(ctx context.Context, missing []registry.File) error {
 			return problem(registry.CodeUnavailable, "%s of %s is not in the cache, and HF_HUB_OFFLINE is set; unset it to fetch the file", f.Path, d.look.id)
 		}
 	}
+	return nil
+}
+
+// begin lays out the folders and the listing, by which Python can tell later whether everything is there.
+func (d *download) begin(ctx context.Context) error {
 	if err := d.repo.prepare(); err != nil {
 		return err
 	}

@@ -40,3 +40,12 @@ func Environment(getenv func(string) string) (cache, endpoint, token string, off
 
 // SetLarge makes files above so many bytes large ones.
 func SetLarge(s *Source, bytes int64) { s.large = bytes }
+
+// NotedFiles are the files of a note that is believed.
+func NotedFiles(raw []byte) []string {
+	n, ok := decodeNote(raw)
+	if !ok {
+		return nil
+	}
+	return names(n.Files)
+}

@@ -15,8 +15,8 @@ import (
 )
 
 // Stored returns every model of the cache, whoever fetched it, as scan_cache_dir of the Python client sees it; datasets
-// and spaces are left out. Unfinished downloads, and contents that no revision leads to, are one more entry of a
-// repository, without a revision.
+// and spaces are left out. A revision whose fetch has not ended yet is Incomplete, with what has arrived. Other unfinished
+// downloads, and contents that no revision leads to, are one more entry of a repository, without a revision.
 func (s *Source) Stored(ctx context.Context) ([]registry.StoredArtifact, error) {
 	c, err := s.openCache(false)
 	if absent(err) {
@@ -74,6 +74,7 @@ type inventory struct {
 	revisions map[string]map[string]fileStat // by commit: what each file's name leads to, by the path of that
 	modified  map[string]time.Time           // of the folders of revisions
 	loose     []fileStat                     // in blobs/: what no revision leads to, unfinished ones included
+	notes     []unfinished
 }
 
 // fileStat is one content on disk.
@@ -102,7 +103,7 @@ func (r repo) stat(name string) (fileStat, error) {
 }
 
 func (r repo) inventory() (*inventory, error) {
-	k := &inventory{repo: r, refs: map[string][]string{}, revisions: map[string]map[string]fileStat{}, modified: map[string]time.Time{}}
+	k := &inventory{repo: r, refs: map[string][]string{}, revisions: map[string]map[string]fileStat{}, modified: map[string]time.Time{}, notes: r.notes()}
 	err := r.walk("refs", func(p string, _ fs.DirEntry) error {
 		raw, err := r.root.ReadFile(p)
 		if commit := strings.TrimSpace(string(raw)); err == nil && commitHash.MatchString(commit) && !strings.HasSuffix(p, ".tmp") {
@@ -179,7 +180,8 @@ func (k *inventory) sharedBy() map[string]int {
 }
 
 func (k *inventory) artifacts() []registry.StoredArtifact {
-	users := k.sharedBy()
+	users, lacks := k.sharedBy(), k.lacks()
+	loose := slices.Clone(k.loose)
 	var out []registry.StoredArtifact
 	for commit, contents := range k.revisions {
 		a := registry.StoredArtifact{
@@ -195,11 +197,19 @@ func (k *inventory) artifacts() []registry.StoredArtifact {
 			a.ModifiedAt = later(a.ModifiedAt, st.modified)
 			a.UsedAt = later(a.UsedAt, st.used)
 		}
+		if l := lacks[commit]; l != nil {
+			a.Incomplete, a.Missing = true, l.missing
+			for _, st := range l.partial {
+				a.Partial += st.disk
+				a.ModifiedAt = later(a.ModifiedAt, st.modified)
+			}
+			loose = slices.DeleteFunc(loose, func(st fileStat) bool { return slices.Contains(l.partial, st) })
+		}
 		out = append(out, a)
 	}
-	if len(k.loose) > 0 {
-		a := registry.StoredArtifact{Source: registry.SourceHuggingFace, Path: k.id(), Folder: k.on("blobs"), Files: len(k.loose)}
-		for _, st := range k.loose {
+	if len(loose) > 0 {
+		a := registry.StoredArtifact{Source: registry.SourceHuggingFace, Path: k.id(), Folder: k.on("blobs"), Files: len(loose)}
+		for _, st := range loose {
 			a.Partial += st.disk
 			a.ModifiedAt = later(a.ModifiedAt, st.modified)
 		}
@@ -264,8 +274,19 @@ func (k *inventory) lockAll(revision string) ([]*lock, error) {
 		return nil, diskError(k.dir, err)
 	}
 	var locks []*lock
+	var etags []string
 	for at := range k.revisions[revision] {
-		etag := path.Base(at)
+		etags = append(etags, path.Base(at))
+	}
+	for _, n := range k.notes {
+		for _, f := range n.Files {
+			if n.Commit == revision {
+				etags = append(etags, f.ETag)
+			}
+		}
+	}
+	slices.Sort(etags)
+	for _, etag := range slices.Compact(etags) {
 		if !hash40.MatchString(etag) && !hash64.MatchString(etag) {
 			continue
 		}
@@ -283,7 +304,7 @@ func (k *inventory) lockAll(revision string) ([]*lock, error) {
 
 // remove deletes in the order in which a kill in between leaves nothing that looks whole: names first, contents last.
 func (k *inventory) remove(revision string) (int64, error) {
-	users := k.sharedBy()
+	users, lacks := k.sharedBy(), k.lacks()
 	for _, name := range k.refs[revision] {
 		if err := k.root.Remove(k.at("refs", name)); err != nil && !absent(err) {
 			return 0, k.wrap(err, "refs", name)
@@ -312,7 +333,25 @@ func (k *inventory) remove(revision string) (int64, error) {
 			freed += st.size
 		}
 	}
-	if len(k.revisions) == 1 && len(k.loose) == 0 {
+	left := len(k.loose)
+	if l := lacks[revision]; l != nil {
+		for _, st := range l.partial {
+			if err := k.root.Remove(st.name); err != nil && !absent(err) {
+				return freed, k.wrap(err, "blobs")
+			}
+			freed += st.disk
+		}
+		left -= len(l.partial)
+	}
+	for _, n := range k.notes {
+		if n.Commit != revision {
+			continue
+		}
+		if err := k.dropNote(n); err != nil {
+			return freed, err
+		}
+	}
+	if len(k.revisions) == 1 && left == 0 {
 		// Only empty folders are left, and refs to commits that are not there.
 		if err := k.root.RemoveAll(k.folder); err != nil {
 			return freed, k.wrap(err)
@@ -351,7 +390,7 @@ func (s *Source) Clean(ctx context.Context, before time.Time) (int64, error) {
 
 func (r repo) clean(before time.Time) (int64, error) {
 	k, err := r.inventory()
-	if err != nil || len(k.loose) == 0 {
+	if err != nil || len(k.loose) == 0 && len(k.notes) == 0 {
 		return 0, err
 	}
 	if err := r.root.MkdirAll(path.Join(".locks", r.folder), 0o755); err != nil {
@@ -374,6 +413,14 @@ func (r repo) clean(before time.Time) (int64, error) {
 		n, err := r.drop(st, etag(st))
 		freed += n
 		if err != nil {
+			return freed, err
+		}
+	}
+	for _, n := range k.notes {
+		if !n.written.Before(before) {
+			continue
+		}
+		if err := r.settle(n, false); err != nil {
 			return freed, err
 		}
 	}

@@ -160,7 +160,7 @@ func TestClean(t *testing.T) {
 	}
 	list := r.stored(r.source)
 	i := slices.IndexFunc(list, func(a registry.StoredArtifact) bool { return a.Revision == "" })
-	if i < 0 || list[i].Partial < 8192+1<<19 || list[i].Path != "org/tiny" {
+	if i < 0 || list[i].Partial != 8192 || list[i].Path != "org/tiny" || len(list) != 2 || list[1-i].Partial < 1<<19 {
 		t.Fatalf("the unfinished downloads are not shown: %+v", list)
 	}
 	if n, err := r.source.Clean(within(t), time.Now().Add(-time.Hour)); n != 0 || err != nil {
@@ -176,8 +176,11 @@ func TestClean(t *testing.T) {
 	if n, err := r.source.Clean(within(t), time.Now().Add(time.Hour)); n < 1<<19 || err != nil {
 		t.Errorf("everything unfinished: %d bytes, %v", n, err)
 	}
-	if left, err := os.ReadDir(blobs); len(left) != 0 || err != nil {
+	if left, err := os.ReadDir(filepath.Dir(blobs)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("left over: %v, %v", left, err)
+	}
+	if list := r.stored(r.source); len(list) != 0 {
+		t.Errorf("stored: %+v", list)
 	}
 	if a := r.fetch(r.source, gguf("org/tiny")); a.Bytes != int64(len(content)) {
 		t.Errorf("afterwards %d bytes are fetched", a.Bytes)
@@ -185,4 +188,100 @@ func TestClean(t *testing.T) {
 	if n, err := r.source.Clean(within(t), time.Now().Add(time.Hour)); n != 0 || err != nil {
 		t.Errorf("of what is whole %d bytes were removed: %v", n, err)
 	}
+}
+
+// TestIncomplete: a fetch that was cancelled leaves a revision that says so, can be deleted, and is taken up by the next.
+func TestIncomplete(t *testing.T) {
+	r := newRig(t, hubtest.Options{})
+	content := bigGGUF(4<<20, 1)
+	commit := r.hub.Put(t, "org/tiny", map[string][]byte{"tiny-Q4_0.gguf": content, "tiny-Q8_0.gguf": sourcetest.TinyGGUF(2)})
+	ref := gguf("org/tiny")
+	ref.Params = map[string]any{"quantization": "Q4_0"}
+	r.cancelled(ref, 1<<20)
+	check := func() registry.StoredArtifact {
+		t.Helper()
+		list := r.stored(r.source)
+		if len(list) != 1 {
+			t.Fatalf("stored: %+v", list)
+		}
+		return list[0]
+	}
+	a := check()
+	if a.Revision != commit || !a.Incomplete || a.Partial < 1<<19 || a.Missing+a.Partial < int64(len(content)) || a.Missing >= int64(len(content)) || a.Files != 0 {
+		t.Errorf("it is shown as %+v", a)
+	}
+	r.same()
+	n, err := r.source.Delete(within(t), "org/tiny", commit)
+	if err != nil || n < a.Partial || len(r.stored(r.source)) != 0 {
+		t.Errorf("deleting it freed %d of %d: %v, %+v", n, a.Partial, err, r.stored(r.source))
+	}
+	if left, err := filepath.Glob(filepath.Join(r.cache, "models--org--tiny")); len(left) > 0 || err != nil {
+		t.Errorf("left over: %v %v", left, err)
+	}
+
+	// Beside what is whole.
+	whole := gguf("org/tiny")
+	whole.Params = map[string]any{"quantization": "Q8_0"}
+	r.fetch(r.source, whole)
+	if a := check(); a.Incomplete || a.Files != 1 {
+		t.Errorf("what is whole is %+v", a)
+	}
+	r.cancelled(ref, 1<<20)
+	if a := check(); !a.Incomplete || a.Files != 1 || a.Partial == 0 {
+		t.Errorf("it is shown as %+v", a)
+	}
+	r.fetch(r.source, ref)
+	if a := check(); a.Incomplete || a.Missing != 0 || a.Partial != 0 || a.Files != 2 {
+		t.Errorf("after the next fetch it is %+v", a)
+	}
+	if left, err := filepath.Glob(filepath.Join(r.cache, ".locks", "*", "*.json*")); len(left) > 0 || err != nil {
+		t.Errorf("notes are left: %v %v", left, err)
+	}
+}
+
+// TestNothingToResume: a fetch that failed before anything came leaves nothing.
+func TestNothingToResume(t *testing.T) {
+	r := newRig(t, hubtest.Options{})
+	r.hub.Put(t, "org/tiny", map[string][]byte{"tiny.gguf": bigGGUF(2<<20, 1)})
+	snap := r.resolve(r.source, gguf("org/tiny"))
+	r.hub.Fault(hubtest.Fault{Kind: hubtest.FaultStatus, Status: 404, Match: "tiny.gguf"})
+	if _, err := r.source.Fetch(within(t), snap, func(registry.Progress) {}); err == nil {
+		t.Fatal("it was fetched")
+	}
+	if list := r.stored(r.source); len(list) != 0 {
+		t.Errorf("stored: %+v", list)
+	}
+	r.same()
+	if left, err := filepath.Glob(filepath.Join(r.cache, "models--*")); len(left) > 0 || err != nil {
+		t.Errorf("left over: %v %v", left, err)
+	}
+	// What is whole of another fetch stays.
+	r.hub.Heal()
+	r.hub.Put(t, "org/two", map[string][]byte{"a-Q4_0.gguf": sourcetest.TinyGGUF(1), "a-Q8_0.gguf": sourcetest.TinyGGUF(2)})
+	small, large := gguf("org/two"), gguf("org/two")
+	small.Params, large.Params = map[string]any{"quantization": "Q4_0"}, map[string]any{"quantization": "Q8_0"}
+	r.fetch(r.source, small)
+	snap = r.resolve(r.source, large)
+	r.hub.Fault(hubtest.Fault{Kind: hubtest.FaultStatus, Status: 404, Match: "a-Q8_0.gguf"})
+	if _, err := r.source.Fetch(within(t), snap, func(registry.Progress) {}); err == nil {
+		t.Fatal("it was fetched")
+	}
+	if list := r.stored(r.source); len(list) != 1 || list[0].Incomplete || list[0].Files != 1 {
+		t.Errorf("stored: %+v", list)
+	}
+}
+
+// FuzzNote reads notes that anybody may have written.
+func FuzzNote(f *testing.F) {
+	hash := "0123456789012345678901234567890123456789"
+	f.Add([]byte(`{"commit":"` + hash + `","files":[{"path":"a/b.gguf","size":3,"etag":"` + hash + `"}]}`))
+	f.Add([]byte(`{"commit":"` + hash + `","files":[{"path":"../b","size":3,"etag":"` + hash + `"}]}`))
+	f.Add([]byte(`{"commit":"x"}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		for _, name := range huggingface.NotedFiles(raw) {
+			if !filepath.IsLocal(name) {
+				t.Errorf("a note leads to %q", name)
+			}
+		}
+	})
 }
