@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-//go:embed console.css icon.svg theme.js console.js chat.js vendor/*.js
+//go:embed console.css icon.svg theme.js console.js chat.js try.js vendor/*.js
 var files embed.FS
 
 // Prefix is where Handler is mounted.

@@ -185,19 +185,6 @@ func (p ModelPage) Row() ModelRow {
 // ID is the model_id.
 func (p ModelPage) ID() string { return p.Record.ModelID }
 
-// IsEmbedding reports whether the model answers embeddings and not chat.
-func (p ModelPage) IsEmbedding() bool {
-	if p.Runtime.Endpoint != nil && len(p.Runtime.Endpoint.APIs) > 0 {
-		for _, a := range p.Runtime.Endpoint.APIs {
-			if a == registry.APIChat || a == registry.APICompletions {
-				return false
-			}
-		}
-		return true
-	}
-	return p.Facts.Embedding
-}
-
 // Usable reports whether requests may reach the model at all.
 func (p ModelPage) Usable() bool {
 	return p.Status != registry.StatusPending && p.Status != registry.StatusArchived
@@ -420,26 +407,4 @@ func LogTitle(f registry.Failure) string {
 		s += ", ended by " + f.Signal
 	}
 	return s
-}
-
-// Snippet is a piece of code to copy.
-type Snippet struct {
-	ID, Title, Code string
-}
-
-// Snippets are the ways to use the model.
-func (p ModelPage) Snippets() []Snippet {
-	base := strings.TrimSuffix(p.BaseURL, "/")
-	id := quoteJSON(p.ID())
-	if p.IsEmbedding() {
-		return []Snippet{
-			{"curl", "curl", "curl " + base + "/v1/embeddings \\\n  -H \"Authorization: Bearer $LLMM_TOKEN\" \\\n  -H \"Content-Type: application/json\" \\\n  -d " + quoteShell(`{"model": `+id+`, "input": "hello"}`)},
-			{"python", "Python", "from openai import OpenAI\n\nclient = OpenAI(base_url=\"" + base + "/v1\",\n                api_key=os.environ[\"LLMM_TOKEN\"])\nr = client.embeddings.create(\n    model=" + id + ",\n    input=\"hello\")\nprint(r.data[0].embedding[:5])"},
-		}
-	}
-	return []Snippet{
-		{"curl", "curl", "curl " + base + "/v1/chat/completions \\\n  -H \"Authorization: Bearer $LLMM_TOKEN\" \\\n  -H \"Content-Type: application/json\" \\\n  -d " + quoteShell(`{"model": `+id+`,
-       "messages": [{"role": "user", "content": "Hello"}]}`)},
-		{"python", "Python", "import os\nfrom openai import OpenAI\n\nclient = OpenAI(base_url=\"" + base + "/v1\",\n                api_key=os.environ[\"LLMM_TOKEN\"])\nr = client.chat.completions.create(\n    model=" + id + ",\n    messages=[{\"role\": \"user\", \"content\": \"Hello\"}])\nprint(r.choices[0].message.content)"},
-	}
 }
