@@ -32,9 +32,9 @@ var (
 // bundled is the version of transformers that requirements.txt names; the environment's folder is called by it.
 const bundled = "5.23.0"
 
-// needless are packages of requirements.txt that torch imports on a GPU only: a machine without one is spared a gigabyte.
+// needless are packages of requirements.txt that are for a GPU only: a machine without one is spared a gigabyte.
 // The rest of CUDA is linked to torch, whose build for the CPU alone is not in the package index.
-var needless = []string{"triton", "cuda-bindings", "cuda-pathfinder", "cuda-toolkit", "nvidia-cuda-cccl", "nvidia-nvtx"}
+var needless = []string{"bitsandbytes", "triton", "cuda-bindings", "cuda-pathfinder", "cuda-toolkit", "nvidia-cuda-cccl", "nvidia-nvtx"}
 
 // packagesFile is a file of the environment with the list that it was made by. An environment with another list, or none, is
 // brought up to date by the next Install: only what differs is fetched.
