@@ -31,11 +31,12 @@ var (
 	inProcessPy string
 )
 
-// Rounds of the worker's lines, and how many tokens a stream has. A round is one of each way, in turns.
+// Rounds of the worker's lines, and how many tokens a stream has. A round is one of each way, in turns: many short ones, so
+// that what else happens on the machine meets all ways alike.
 const (
 	requestRounds = 200
-	streamRounds  = 40
-	streamTokens  = 128
+	streamRounds  = 100
+	streamTokens  = 64
 )
 
 // worker measures what the transformers worker's HTTP costs beyond the model: the same prompt is answered by a loaded
@@ -80,17 +81,19 @@ func (b *bench) worker(ctx context.Context) error {
 		return err
 	}
 	defer in.stop()
-	if err := b.workerRequests(ctx, over, in); err != nil {
+	request, err := b.workerRequests(ctx, over, in)
+	if err != nil {
 		return err
 	}
-	err = b.workerStreams(ctx, over, in)
+	err = b.workerStreams(ctx, over, in, request)
 	return err
 }
 
 const workerPrompt = "Once upon a time"
 
-// workerRequests answers with one token each, which is the least that a model does for a request.
-func (b *bench) workerRequests(ctx context.Context, over *workerClient, in *inProcess) error {
+// workerRequests answers with one token each, which is the least that a model does for a request, and returns what a
+// request costs beyond the engine.
+func (b *bench) workerRequests(ctx context.Context, over *workerClient, in *inProcess) (time.Duration, error) {
 	b.say("asking the worker %d times", requestRounds)
 	got, err := inTurn(requestRounds, 20, []way{
 		func() (time.Duration, string, error) { return over.complete(ctx, workerPrompt, 1) },
@@ -98,16 +101,23 @@ func (b *bench) workerRequests(ctx context.Context, over *workerClient, in *inPr
 		func() (time.Duration, string, error) { return in.ask("plain", workerPrompt, 1) },
 	})
 	if err != nil {
-		return err
+		return 0, err
 	}
-	b.line(fmt.Sprintf("worker, a request beyond its engine, median of %d", requestRounds), float64(median(differences(got[0], got[1]))), float64(time.Millisecond), micros,
-		fmt.Sprintf("one token: HTTP %s, in-process %s", ms(median(got[0])), ms(median(got[1]))))
+	beyond := differences(got[0], got[1])
+	b.line(fmt.Sprintf("worker, a request beyond its engine, of %d", requestRounds), float64(median(beyond)), float64(time.Millisecond), micros,
+		fmt.Sprintf("median; half of them %s; one token: HTTP %s, in-process %s", half(beyond, 1), ms(median(got[0])), ms(median(got[1]))))
 	b.fact("  beyond transformers' generate()", float64(median(differences(got[0], got[2]))), micros, "which alone takes "+ms(median(got[2])))
-	return nil
+	return median(beyond), nil
 }
 
-// workerStreams answers with many tokens, each in an event of its own.
-func (b *bench) workerStreams(ctx context.Context, over *workerClient, in *inProcess) error {
+// half is the middle half of durations, each divided by n, in microseconds.
+func half(ds []time.Duration, n float64) string {
+	return fmt.Sprintf("%.0f … %.0f µs", float64(quantile(ds, .25))/n/1e3, float64(quantile(ds, .75))/n/1e3)
+}
+
+// workerStreams answers with many tokens, each in an event of its own. What a request costs anyway is taken off, so that the
+// rest is the tokens'.
+func (b *bench) workerStreams(ctx context.Context, over *workerClient, in *inProcess, request time.Duration) error {
 	b.say("streaming %d times %d tokens", streamRounds, streamTokens)
 	got, err := inTurn(streamRounds, 2, []way{
 		func() (time.Duration, string, error) { return over.stream(ctx, workerPrompt, streamTokens) },
@@ -117,13 +127,14 @@ func (b *bench) workerStreams(ctx context.Context, over *workerClient, in *inPro
 	if err != nil {
 		return err
 	}
-	each := func(d time.Duration) float64 { return float64(d) / streamTokens }
-	beyond := differences(got[0], got[1])
-	b.line(fmt.Sprintf("worker, a streamed token beyond its engine, of %d", streamTokens), each(median(beyond)), float64(50*time.Microsecond), micros,
-		fmt.Sprintf("median of %d, half of them %.0f … %.0f µs; a token takes %s over HTTP, %s in-process", streamRounds, each(quantile(beyond, .25))/1e3, each(quantile(beyond, .75))/1e3,
-			ms(median(got[0])/streamTokens), ms(median(got[1])/streamTokens)))
-	b.fact("  beyond transformers' generate()", each(median(differences(got[0], got[2]))), micros,
-		"which streams nothing, and takes "+ms(median(got[2])/streamTokens)+" a token")
+	const n = streamTokens - 1
+	beyond, plain := differences(got[0], got[1]), differences(got[0], got[2])
+	for i := range beyond {
+		beyond[i], plain[i] = beyond[i]-request, plain[i]-request
+	}
+	b.line(fmt.Sprintf("worker, a streamed token beyond its engine, of %d", streamTokens), float64(median(beyond))/n, float64(50*time.Microsecond), micros,
+		fmt.Sprintf("median of %d; half of them %s; a token takes %s over HTTP, %s in-process", streamRounds, half(beyond, n), ms(median(got[0])/streamTokens), ms(median(got[1])/streamTokens)))
+	b.fact("  beyond transformers' generate()", float64(median(plain))/n, micros, "which streams nothing, and takes "+ms(median(got[2])/streamTokens)+" a token")
 	return nil
 }
 

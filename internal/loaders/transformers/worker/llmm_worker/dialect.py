@@ -255,6 +255,10 @@ class Answer:
         start = json.dumps(self._head, ensure_ascii=False)[:-1]
         self._before = [f'{start}, "choices": [{{"index": {i}, '.encode() for i in range(len(request.prompts) * request.n)]
 
+    def prompt(self, index):
+        """The text of a prompt, for an answer that repeats it."""
+        return self._tokenizer.decode(self._r.prompts[index], skip_special_tokens=True)
+
     def first(self, index):
         """The event that opens a choice."""
         if not self._r.chat:

@@ -1,7 +1,7 @@
 """HTTP/1.1 on asyncio: enough for a proxy on the same machine, and quick.
 
-Each connection is a task. Text that the model's thread makes is handed over with call_soon_threadsafe and written at
-once, several pieces together when they come faster than the loop turns. A client that hangs up cancels its rows.
+Each connection is a task. The answer is written by the model's thread, see answering; everything else by the loop. A
+client that hangs up cancels its rows.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import socket
 import time
 
 from . import dialect, encode
+from .answering import Gathered, Streamed, Wire
 from .dialect import Answer, Refused
 from .rows import OutOfMemory, Row
 
@@ -30,11 +31,11 @@ class HungUp(Exception):
 
 
 class Connection(asyncio.StreamReaderProtocol):
-    """One connection. gone is set when the client hangs up, also while nobody reads."""
+    """One connection. gone is set when the client hangs up, also while nobody reads, and on_gone is called then."""
 
     def __init__(self, server):
         self._loop = asyncio.get_running_loop()
-        self.gone = asyncio.Event()
+        self.gone, self.on_gone = False, None
         super().__init__(asyncio.StreamReader(limit=MAX_HEAD, loop=self._loop), lambda r, w: server.serve(self, r, w), loop=self._loop)
 
     def connection_made(self, transport):
@@ -42,39 +43,17 @@ class Connection(asyncio.StreamReaderProtocol):
         super().connection_made(transport)
 
     def eof_received(self):
-        self.gone.set()
+        self._went()
         return super().eof_received()
 
     def connection_lost(self, exc):
-        self.gone.set()
+        self._went()
         super().connection_lost(exc)
 
-
-class Pieces:
-    """Carries pieces from the model's thread to the loop, in order."""
-
-    def __init__(self, loop, take):
-        self._loop, self._take = loop, take
-        self._waiting = []
-        self._called = False
-
-    def sink(self, index):
-        def put(piece):
-            # Appending and the flag are guarded by the interpreter's lock; at worst the loop is called once too often.
-            self._waiting.append((index, piece))
-            if not self._called:
-                self._called = True
-                try:
-                    self._loop.call_soon_threadsafe(self._flush)
-                except RuntimeError:  # the loop has ended: so has the process, nearly
-                    pass
-        return put
-
-    def _flush(self):
-        self._called = False
-        waiting, self._waiting = self._waiting, []
-        if waiting:
-            self._take(waiting)
+    def _went(self):
+        self.gone = True
+        if self.on_gone is not None:
+            self.on_gone()
 
 
 class Server:
@@ -252,7 +231,7 @@ class Server:
 
         def run():
             try:
-                if connection.gone.is_set():
+                if connection.gone:
                     raise HungUp()
                 got, error = compute(), None
             except BaseException as e:
@@ -273,27 +252,43 @@ class Server:
         self._send(writer, 200, await future)
 
     async def _generate(self, connection, writer, request):
-        rows, pieces = self._rows(request)
-        answer = Answer(request, self._loaded.name, self._loaded.tokenizer)
-        finished = asyncio.get_running_loop().create_future()
-        take = (_Streamed if request.stream else _Gathered)(request, rows, answer, writer, finished)
-        pieces._take = take.take
-        hung = asyncio.ensure_future(connection.gone.wait())
+        loop = asyncio.get_running_loop()
+        finished = loop.create_future()
+
+        def settle(error):
+            if finished.done():
+                return
+            if error is None:
+                finished.set_result(None)
+            else:
+                finished.set_exception(error)
+
+        def finish(error):
+            try:
+                loop.call_soon_threadsafe(settle, error)
+            except RuntimeError:  # the loop has ended: so has the process, nearly
+                pass
+
+        answering = (Streamed if request.stream else Gathered)(request, Answer(request, self._loaded.name, self._loaded.tokenizer), finish)
+        rows = self._rows(request, answering)
+        if connection.gone:
+            raise HungUp()
+        wire = answering.wire = Wire(loop, writer)
+        connection.on_gone = lambda: settle(HungUp())
         began = time.monotonic()
-        self._engine.submit(rows)
         try:
-            await asyncio.wait((finished, hung), return_when=asyncio.FIRST_COMPLETED)
-            if not finished.done():
-                log.info("a client hung up after %.1f s", time.monotonic() - began)
-                raise HungUp()
-            take.end(finished.result())
+            self._engine.submit(rows)
+            await finished
+        except HungUp:
+            log.info("a client hung up after %.1f s", time.monotonic() - began)
+            raise
         finally:
-            hung.cancel()
+            connection.on_gone = None
+            wire.close()
             for row in rows:
                 row.cancelled.set()
 
-    def _rows(self, request):
-        pieces = Pieces(asyncio.get_running_loop(), lambda waiting: None)
+    def _rows(self, request, answering):
         rows = []
         for prompt in request.prompts:
             room = self._loaded.context_length
@@ -306,105 +301,6 @@ class Server:
                 settings = request.sampling
                 if settings.seed is not None and request.n > 1:
                     settings = type(settings)(**{**settings.__dict__, "seed": settings.seed + len(rows)})
-                rows.append(Row(prompt, settings, min(request.max_tokens or room, room), request.stops, pieces.sink(len(rows)),
+                rows.append(Row(prompt, settings, min(request.max_tokens or room, room), request.stops, answering.sink(len(rows)),
                                 request.skip_special, request.ignore_eos))
-        return rows, pieces
-
-
-class _Taker:
-    """Takes the pieces of a request on the loop; finished gets the usage when the last row has ended."""
-
-    def __init__(self, request, rows, answer, writer, finished):
-        self._request, self._rows, self._answer, self._writer, self._finished = request, rows, answer, writer, finished
-        self._left = len(rows)
-        self._generated = 0
-
-    def _count(self, piece):
-        self._generated += len(piece.tokens)
-        if piece.finish is None:
-            return
-        self._left -= 1
-        if self._left == 0 and not self._finished.done():
-            prompt = sum(len(p) for p in self._request.prompts)
-            self._finished.set_result(dialect.usage(prompt, self._generated))
-
-
-class _Gathered(_Taker):
-    """Gathers a whole answer."""
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        self._texts = [["", [], [], None] for _ in self._rows]
-
-    def take(self, waiting):
-        for index, piece in waiting:
-            if piece.error is not None:
-                if not self._finished.done():
-                    self._finished.set_exception(piece.error)
-                return
-            text = self._texts[index]
-            text[0] += piece.text
-            text[1] += piece.tokens
-            text[2] += piece.logprobs
-            text[3] = piece.finish
-            self._count(piece)
-
-    def end(self, usage):
-        if self._request.echo:
-            for i, text in enumerate(self._texts):
-                prompt = self._request.prompts[i // self._request.n]
-                text[0] = self._answer._tokenizer.decode(prompt, skip_special_tokens=True) + text[0]
-        data = json.dumps(self._answer.whole([tuple(t) for t in self._texts], usage), ensure_ascii=False).encode()
-        self._writer.write(f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
-
-
-class _Streamed(_Taker):
-    """Writes events as they come. The status is sent with the first piece, so that what fails before has a status of its own."""
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        self._begun = False
-
-    def take(self, waiting):
-        out = []
-        for index, piece in waiting:
-            if piece.error is not None:
-                self._fail(piece.error, out)
-                return
-            if not self._begun:
-                self._begin(out)
-            out.append(self._answer.event(index, piece))
-            self._count(piece)
-        self._write(out)
-
-    def _begin(self, out):
-        self._begun = True
-        self._writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nTransfer-Encoding: chunked\r\n\r\n")
-        for i in range(len(self._rows)):
-            first = self._answer.first(i)
-            if first is not None:
-                out.append(first)
-
-    def _fail(self, error, out):
-        if self._finished.done():
-            return
-        if not self._begun:
-            self._finished.set_exception(error)
-            return
-        kind = "out_of_memory" if isinstance(error, OutOfMemory) else "server_error"
-        out.append(json.dumps(Refused(f"The engine failed in the middle of the answer: {str(error)[:300]}", kind=kind).body()).encode())
-        self._write(out)
-        self._finished.set_result(None)
-
-    def _write(self, events):
-        if events and not self._writer.is_closing():
-            data = b"".join(b"data: " + e + b"\n\n" for e in events)
-            self._writer.write(b"%x\r\n%s\r\n" % (len(data), data))
-
-    def end(self, usage):
-        tail = []
-        if usage is not None and self._request.include_usage:
-            tail.append(self._answer.usage_event(usage))
-        tail.append(b"[DONE]")
-        self._write(tail)
-        self._writer.write(b"0\r\n\r\n")
+        return rows
