@@ -562,37 +562,6 @@ func (c *exportCmd) Run(e *env) error {
 	return os.Rename(tmp.Name(), c.Output)
 }
 
-type engineCmd struct {
-	Ls      engineLsCmd      `cmd:"" help:"List the engines of the server and what is missing."`
-	Install engineInstallCmd `cmd:"" help:"Install an engine on this machine, with progress. Needs no server."`
-}
-
-type engineLsCmd struct{ remote }
-
-func (c *engineLsCmd) Run(e *env) error {
-	var got struct {
-		Engines []registry.EngineStatus `json:"engines"`
-	}
-	if err := c.get(e, "/api/v1/engines", &got); err != nil || c.JSON {
-		return err
-	}
-	err := table(e.stdout, "ENGINE\tVERSION\tDEVICES\tFORMATS\tPATH", func(t *tabwriter.Writer) {
-		for _, en := range got.Engines {
-			fmt.Fprintf(t, "%s\t%s\t%v\t%v\t%s\n", en.Name, dash(en.Version), en.Devices, en.Formats, dash(en.Path))
-		}
-	})
-	for _, en := range got.Engines {
-		if !en.Usable {
-			line := en.Name + ": " + en.Problem
-			if !strings.Contains(en.Problem, en.HowToGet) {
-				line += " " + en.HowToGet
-			}
-			fmt.Fprintln(e.stdout, line)
-		}
-	}
-	return err
-}
-
 type tokenCmd struct {
 	Create tokenCreateCmd `cmd:"" help:"Make a token. Its secret is shown once."`
 	Ls     tokenLsCmd     `cmd:"" help:"List your tokens."`

@@ -4,9 +4,12 @@ import (
 	"cmp"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"text/tabwriter"
 	"time"
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders"
@@ -17,7 +20,6 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/loaders/ollama"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/transformers"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/vllm"
-	"github.com/industriverse/llmmodelmanager/internal/manager"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 	library "github.com/industriverse/llmmodelmanager/internal/sources/ollama"
 )
@@ -69,6 +71,168 @@ func engineDir(dataDir string) string {
 	return filepath.Join(cache, "llmm", "engines")
 }
 
+type engineCmd struct {
+	Ls      engineLsCmd      `cmd:"" help:"List the engines of the server and what is missing."`
+	Show    engineShowCmd    `cmd:"" help:"Show one engine: what it can load, its settings, its installed versions, the models that use it."`
+	Install engineInstallCmd `cmd:"" help:"Install or upgrade an engine on this machine, with progress. Needs no server."`
+	Remove  engineRemoveCmd  `cmd:"" help:"Remove what was installed of an engine. Refused while models run on it. For admins."`
+	Test    engineTestCmd    `cmd:"" help:"Load a tiny model with an engine, ask it, unload it, and say what was measured. For admins."`
+}
+
+type engineLsCmd struct{ remote }
+
+func (c *engineLsCmd) Run(e *env) error {
+	var got struct {
+		Engines []registry.EngineStatus `json:"engines"`
+	}
+	if err := c.get(e, "/api/v1/engines", &got); err != nil || c.JSON {
+		return err
+	}
+	err := table(e.stdout, "ENGINE\tVERSION\tDEVICES\tFORMATS\tPATH", func(t *tabwriter.Writer) {
+		for _, en := range got.Engines {
+			fmt.Fprintf(t, "%s\t%s\t%v\t%v\t%s\n", en.Name, dash(en.Version), en.Devices, en.Formats, dash(en.Path))
+		}
+	})
+	for _, en := range got.Engines {
+		switch {
+		case !en.Usable:
+			line := en.Name + ": " + en.Problem
+			if !strings.Contains(en.Problem, en.HowToGet) {
+				line += " " + en.HowToGet
+			}
+			fmt.Fprintln(e.stdout, line)
+		case en.Upgrade != "":
+			fmt.Fprintf(e.stdout, "%s: %s can be installed in its place: llmm engine install %s\n", en.Name, en.Upgrade, en.Name)
+		}
+	}
+	return err
+}
+
+type engineShowCmd struct {
+	remote
+	Name string `arg:"" help:"The engine's name, as llmm engine ls says it."`
+}
+
+func (c *engineShowCmd) Run(e *env) error {
+	var en struct {
+		registry.EngineStatus
+		UsedBy []registry.EngineUse `json:"used_by"`
+	}
+	if err := c.get(e, enginePath(c.Name), &en); err != nil || c.JSON {
+		return err
+	}
+	err := table(e.stdout, en.Title+"\t", func(t *tabwriter.Writer) {
+		row := func(name string, v any) {
+			if s := strings.Trim(fmt.Sprint(v), "[]"); s != "" {
+				fmt.Fprintf(t, "%s\t%s\n", name, s)
+			}
+		}
+		row("usable", en.Usable)
+		row("problem", en.Problem)
+		if !en.Usable {
+			row("how to get it", en.HowToGet)
+		}
+		row("version", en.Version)
+		row("path", en.Path)
+		row("devices of this build", en.Devices)
+		row("devices of the engine", en.RunsOn)
+		row("formats", en.Formats)
+		row("sources", en.Sources)
+		row("answers", en.APIs)
+		row("experimental", en.Experimental)
+		row("can sleep", en.CanSleep)
+		row("upgrade", en.Upgrade)
+		for _, v := range en.Installed {
+			note := ""
+			if v.InUse {
+				note = ", in use"
+			}
+			row("installed", v.Version+", "+bytes(v.Bytes)+note)
+		}
+		for _, p := range en.Parts {
+			row("command "+p.Name, strings.TrimSpace(p.Program+" "+p.Version+" "+p.Problem))
+		}
+		for _, u := range en.UsedBy {
+			row("used by", u.ModelID+" ("+string(u.State)+")")
+		}
+	})
+	if err != nil || len(en.Params) == 0 {
+		return err
+	}
+	fmt.Fprintln(e.stdout)
+	return table(e.stdout, "LOADER SETTING\tKIND\tWHAT IT DOES", func(t *tabwriter.Writer) {
+		for _, p := range en.Params {
+			kind := string(p.Kind)
+			if len(p.Opts) > 0 {
+				kind = strings.Join(p.Opts, "|")
+			}
+			fmt.Fprintf(t, "%s\t%s\t%s\n", p.Name, kind, p.Help)
+		}
+	})
+}
+
+type engineRemoveCmd struct {
+	remote
+	Name    string `arg:"" help:"The engine's name."`
+	Version string `help:"Only this version." placeholder:"VERSION"`
+}
+
+func (c *engineRemoveCmd) Run(e *env) error {
+	path := enginePath(c.Name)
+	if c.Version != "" {
+		path += "?version=" + url.QueryEscape(c.Version)
+	}
+	var op registry.Operation
+	if _, _, err := c.call(e.ctx, http.MethodDelete, path, nil, "", &op); err != nil {
+		return err
+	}
+	op, err := c.watch(e, op)
+	if err != nil {
+		return err
+	}
+	return c.finish(e, op)
+}
+
+type engineTestCmd struct {
+	remote
+	Name   string `arg:"" help:"The engine's name."`
+	Device string `help:"Where the tiny model is loaded: auto, cuda or cpu."`
+	Model  string `help:"With external: the model whose service is asked; all of them if it is not given." placeholder:"MODEL"`
+}
+
+func (c *engineTestCmd) Run(e *env) error {
+	in := map[string]any{}
+	if c.Device != "" {
+		in["device"] = c.Device
+	}
+	if c.Model != "" {
+		in["model"] = c.Model
+	}
+	var op registry.Operation
+	if _, _, err := c.post(e, enginePath(c.Name)+"/self-test", in, &op); err != nil {
+		return err
+	}
+	op, err := c.watch(e, op)
+	if err != nil {
+		return err
+	}
+	if !c.JSON {
+		err = table(e.stdout, "STEP\tTOOK\tWHAT", func(t *tabwriter.Writer) {
+			for _, s := range op.Stages {
+				if s.State == registry.StageDone || s.State == registry.StageFailed {
+					fmt.Fprintf(t, "%s\t%s\t%s\n", s.Name, s.EndedAt.Sub(s.StartedAt).Round(time.Millisecond), dash(s.Msg))
+				}
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return c.finish(e, op)
+}
+
+func enginePath(name string) string { return "/api/v1/engines/" + url.PathEscape(name) }
+
 type engineInstallCmd struct {
 	Name string `arg:"" help:"The engine: llamacpp, transformers, ollama or vllm."`
 	Dir  string `help:"Where to install it." type:"path" placeholder:"DIR"`
@@ -117,7 +281,7 @@ func (c *engineInstallCmd) Run(e *env) error {
 // installer is a loader whose engine can be installed from here.
 type installer interface {
 	loaders.Loader
-	manager.Installer
+	loaders.Installer
 }
 
 // installable returns the loader of an engine that can be installed below dir.

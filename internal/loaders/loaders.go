@@ -174,6 +174,12 @@ type Installer interface {
 	Install(ctx context.Context, dir string, report func(registry.Progress)) error
 }
 
+// Trier is a loader that wants its own settings for the tiny model of a self-test.
+type Trier interface {
+	// TrialParams are custom_loader_params that make a first answer come soon.
+	TrialParams() map[string]any
+}
+
 // Borrower is a loader whose engine, as Install makes it, needs files of another engine that was installed.
 type Borrower interface {
 	// Borrows reports whether it needs what is below folder.

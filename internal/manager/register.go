@@ -222,6 +222,7 @@ type InstanceInfo struct {
 	Service  *registry.ServiceHealth `json:"service,omitempty"` // of one that runs elsewhere
 	CanSleep bool                    `json:"can_sleep"`
 	WhyAwake string                  `json:"why_awake,omitempty"` // why it cannot sleep
+	Unwell   string                  `json:"unwell,omitempty"`    // what is wrong with it although it runs, in words
 }
 
 // Instance returns the ready instance of a model. CodeBadState when it is not loaded.
@@ -241,8 +242,8 @@ func (m *Manager) Instance(ctx context.Context, id string) (InstanceInfo, error)
 	}
 	can, why := m.sleeps(v.rt, v.inst)
 	return InstanceInfo{
-		Service: service, CanSleep: can, WhyAwake: why,
-		Config:  rec.Redacted(), Engine: v.rt.Engine, EngineVersion: v.rt.EngineVersion, Device: v.rt.Device, Endpoint: *v.rt.Endpoint,
+		Service: service, CanSleep: can, WhyAwake: why, Unwell: v.rt.Unwell,
+		Config: rec.Redacted(), Engine: v.rt.Engine, EngineVersion: v.rt.EngineVersion, Device: v.rt.Device, Endpoint: *v.rt.Endpoint,
 		ModelClass: v.rt.Endpoint.ModelClass, TokenizerClass: v.rt.Endpoint.TokenizerClass, Memory: v.rt.Memory,
 		InstanceID: v.rt.InstanceID, ReadyAt: v.rt.ReadyAt.UTC().Format("2006-01-02T15:04:05.000Z"),
 	}, nil

@@ -95,6 +95,9 @@ func (m *Manager) tryEngine(ctx context.Context, t *tracker, l loaders.Loader, o
 
 	model := registry.Model{ModelID: id, SourceType: registry.SourceLocal, SourcePath: path, ModelFormat: tiny.Formats[at], Engine: info.Name, DevicePreference: o.Device,
 		ContextLength: tiny.ContextLength, Priority: -100, Description: "Made by the self-test of " + info.Title + ". It goes by itself."}
+	if tr, ok := l.(loaders.Trier); ok {
+		model.CustomLoaderParams = tr.TrialParams()
+	}
 	if _, _, err := m.Register(ctx, model, PutOptions{Actor: o.Actor, IfAbsent: true, Admin: true}); err != nil {
 		return "", err
 	}

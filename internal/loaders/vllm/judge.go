@@ -11,11 +11,16 @@ import (
 var (
 	_ loaders.Judge     = (*Loader)(nil)
 	_ loaders.Installer = (*Loader)(nil)
+	_ loaders.Trier     = (*Loader)(nil)
 	_ loaders.Awake     = (*Instance)(nil)
 )
 
 // Offered is the version that Install brings.
 func (l *Loader) Offered() string { return pinned }
+
+// TrialParams leave out what vLLM compiles and records before it answers, which takes minutes and is of no use to a model
+// that is asked once.
+func (l *Loader) TrialParams() map[string]any { return map[string]any{"enforce_eager": true} }
 
 // Judge looks for the architecture in vLLM's register of models; see loaders.Judge. What is not in it, vLLM may still run
 // with the code of Transformers.

@@ -20,7 +20,7 @@ func gb(f float64) int64 { return int64(f * float64(gib)) }
 
 func before(d time.Duration) time.Time { return Now.Add(-d) }
 
-var everything = view.Can{Register: true, Load: true, Override: true, Delete: true, Approve: true, Install: true, Manage: true}
+var everything = view.Can{Register: true, Load: true, Override: true, Delete: true, Approve: true, Install: true, Test: true, Manage: true}
 
 func page(title, nav, live string) view.Page {
 	return view.Page{Title: title, Nav: nav, User: view.User{Name: "asha", Admin: true, Secrets: true}, Needs: 3, Live: live, Version: "0.1.0", Now: Now}

@@ -23,7 +23,7 @@ type Story struct {
 // All returns every story.
 func All() []Story {
 	var out []Story
-	for _, part := range [][]Story{start(), overviews(), lists(), forms(), models(), files(), storage(), secrets(), activity(), rest(), hostile()} {
+	for _, part := range [][]Story{start(), overviews(), lists(), forms(), models(), files(), storage(), secrets(), activity(), engines(), rest(), hostile()} {
 		out = append(out, part...)
 	}
 	return out
@@ -144,6 +144,7 @@ func models() []Story {
 	idle := modelPage(smol, registry.Runtime{})
 	idle.Plan = &registry.Plan{ModelID: smol.ModelID, Verdict: registry.VerdictFits, Device: "cpu", Engine: "llamacpp", EngineWhy: "GGUF", DeviceWhy: "There is no usable GPU, so auto means the CPU.", Needs: registry.Footprint{Weights: 94 * mib, KVCache: 90 * mib, Overhead: 48 * mib, Estimated: 232 * mib, Context: 2048, Basis: "gguf header"}, Free: gb(12.1), Spare: gb(11.9), Sentence: "Fits in memory now, with 11.9 GiB to spare."}
 	idle.Facts = registry.Facts{Format: registry.FormatGGUF, Name: "SmolLM2 135M Instruct", Architecture: "llama", Parameters: 134_515_008, WeightBytes: 94 * mib, DType: "q4_1", Quantization: "Q4_1", ContextLength: 8192, Licence: "Apache 2.0"}
+	idle.Engines, idle.Plan.Engines = verdicts(), verdicts()
 	idle.Files.Known = known(smol, "f9c3d1", []registry.File{{Path: "SmolLM2-135M-Instruct.Q4_1.gguf", Size: 94 * mib}})
 	add("model", idle)
 
@@ -170,6 +171,7 @@ func models() []Story {
 	rp := modelPage(qwen, ready)
 	rp.Facts, rp.Requests, rp.History, rp.Log = qwenFacts(), 3, past()[:1], engineLog()
 	rp.Files.Known = present(qwen)
+	rp.CanSleep = true
 	rp.Flash = &view.Flash{Kind: "ok", Msg: "Saved. The new idle timeout holds from now on."}
 	add("model-ready", rp)
 
@@ -218,25 +220,7 @@ func activity() []Story {
 	return []Story{{"activity", pages.Activity(v)}, {"activity-empty", pages.Activity(empty)}, one("operation-failed", failed), one("operation-unload", done), one("operation-running", loadingOp())}
 }
 
-func engineSet() []view.Engine {
-	return []view.Engine{
-		{EngineStatus: registry.EngineStatus{Name: "llamacpp", Title: "llama.cpp", Usable: true, Version: "b11434", Path: "/usr/local/bin/llama-server", Devices: []registry.Device{registry.DeviceCPU, registry.DeviceCUDA}, Formats: []registry.Format{registry.FormatGGUF}}},
-		{EngineStatus: registry.EngineStatus{Name: "transformers", Title: "transformers", Installable: true, Problem: "It is not installed.", HowToGet: "Installs Python 3.11 packages (torch and transformers, about 3 GiB) into llmm's own folder.", Formats: []registry.Format{registry.FormatTransformersPT, registry.FormatSafetensors}}},
-		{EngineStatus: registry.EngineStatus{Name: "ollama", Title: "Ollama", Problem: "Nothing answers at http://127.0.0.1:11434.", HowToGet: "Start Ollama, or name another address with --ollama-url.", Formats: []registry.Format{registry.FormatGGUF}}},
-		{EngineStatus: registry.EngineStatus{Name: "vllm", Title: "vLLM", Problem: "It needs an NVIDIA GPU and there is none.", Formats: []registry.Format{registry.FormatSafetensors}, Experimental: true}},
-	}
-}
-
 func rest() []Story {
-	engines := view.Engines{Page: page("Engines", "engines", view.LiveURL("engines")), Can: everything, Engines: engineSet()}
-	installing := engines
-	installing.Engines = engineSet()
-	op := operation(registry.OperationInstall, "transformers", registry.OperationRunning, 40*time.Second, 0, "")
-	s := stage(registry.StageFetch, registry.StageRunning, gb(1.2), gb(2.9), registry.UnitBytes, 30*time.Second, 0)
-	s.Rate, s.ETA = 48e6, registry.Duration(38*time.Second)
-	op.Stages = []registry.Stage{stage(registry.StageResolve, registry.StageDone, 0, 0, "", 40*time.Second, 2*time.Second), s, stage(registry.StageVerify, registry.StageWaiting, 0, 0, "", 0, 0)}
-	installing.Engines[1].Job = &op
-
 	user := registry.User{ID: "u1", Name: "asha", Admin: true, LastSeenAt: before(time.Second)}
 	account := view.Account{Page: page("Account", "account", ""), BaseURL: "http://gpu1:8080", Tokens: []registry.Token{
 		{ID: "t1", Name: "ci", Prefix: "llmm_4fQz", CreatedAt: before(24 * 12 * time.Hour), LastUsedAt: before(3 * time.Minute), ExpiresAt: Now.Add(24 * 78 * time.Hour)},
@@ -266,7 +250,6 @@ func rest() []Story {
 		return Story{name, pages.Error(view.Error{Page: page(title, "", ""), Status: status, Problem: p, ID: id})}
 	}
 	return []Story{
-		{"engines", pages.Engines(engines)}, {"engines-installing", pages.Engines(installing)},
 		{"account", pages.Account(account)}, {"account-token", pages.Account(made)}, {"account-refused", pages.Account(bare)},
 		{"teams", pages.Teams(teams)},
 		{"yaml", pages.YAML(yaml)}, {"yaml-diff", pages.YAML(diff)}, {"yaml-broken", pages.YAML(broken)},

@@ -103,7 +103,16 @@ func files() []Story {
 	here := idle()
 	here.Files.Known = present(qwen)
 	here.Files.Where = "/home/llmm/.cache/huggingface/hub/models--Qwen--Qwen3-8B/snapshots/" + commit
+	done := view.OperationOf(registry.Operation{ID: "01", Kind: registry.OperationFetch, Subject: qwen.ModelID, State: registry.OperationSucceeded, EndedAt: before(4 * time.Minute),
+		Outcome: "15.3 GiB in 9 files are on this machine and every byte of them was read and is as it should be."}, Now)
+	here.Files.Last = &done
 	add("files-here", here)
+
+	damaged := here
+	bad := view.OperationOf(registry.Operation{ID: "02", Kind: registry.OperationFetch, Subject: qwen.ModelID, State: registry.OperationFailed, EndedAt: before(4 * time.Minute),
+		Error: &registry.Problem{Code: registry.CodeLoadingFailed, Msg: "model-00002-of-00005.safetensors is not what it was.", Failure: &registry.Failure{Kind: registry.FailureCorruptFile, Msg: "model-00002-of-00005.safetensors is not what it was: it is sha256 1f3a… instead of 9b2c…", Hint: "Delete revision " + commit[:12] + " and fetch it again; if that comes back, test the disk and the memory of this machine."}}}, Now)
+	damaged.Files.Last = &bad
+	add("files-damaged", damaged)
 
 	newer := idle()
 	newer.Files.Known = present(qwen)
@@ -134,6 +143,7 @@ func storedThings() registry.Storage {
 			hub("mistralai/Mixtral-8x7B-Instruct-v0.1", older, []string{"main"}, 86.9, 86.9, nil, 75*24*time.Hour, false),
 			{Source: registry.SourceS3, Path: "s3://models/bge-m3", Revision: "sha256:9f8e7d6c5b4a", Folder: "/var/lib/llmm/s3", Files: 6, Bytes: gb(2.3), Own: gb(2.3), UsedAt: before(9 * time.Second), Models: []string{"bge-m3", "bge-m3-cpu"}, InUse: true},
 			{Source: registry.SourceHuggingFace, Path: "unsloth/Qwen3-30B-A3B-GGUF", Folder: "/srv/cache/hub", Partial: gb(6.1), ModifiedAt: before(20 * time.Minute)},
+			{Source: registry.SourceHuggingFace, Path: "google/gemma-3-27b-it", Revision: older, Names: []string{"main"}, Folder: "/srv/cache/hub", Files: 4, Bytes: gb(8.6), Own: gb(8.6), Partial: gb(3.2), Missing: gb(39.3), Incomplete: true, ModifiedAt: before(2 * time.Hour), Models: []string{"gemma-27b"}},
 			{Source: registry.SourceOllama, Path: "llama3.2:3b", Revision: "sha256:0123456789abcdef", Folder: "/var/lib/llmm/ollama", Files: 5, Bytes: gb(1.9), Own: gb(1.9), UsedAt: before(3 * time.Hour), Models: []string{"llama3.2"}},
 		},
 		Disks:   []registry.Disk{{Path: "/", Total: gb(220), Free: gb(142)}, {Path: "/srv", Total: gb(931), Free: gb(402)}},
@@ -148,9 +158,11 @@ func storagePage(admin bool, change func(*registry.Storage)) view.Storage {
 	if change != nil {
 		change(&st)
 	}
-	in := view.StorageInput{Storage: st, Hidden: make([]bool, len(st.Artifacts)), Can: make([]bool, len(st.Artifacts)), Now: Now}
-	for i := range in.Can {
-		in.Can[i] = admin
+	in := view.StorageInput{Storage: st, Hidden: make([]bool, len(st.Artifacts)), Can: make([]bool, len(st.Artifacts)), Verify: make([]string, len(st.Artifacts)), Now: Now}
+	for i, a := range st.Artifacts {
+		if in.Can[i] = admin; admin && len(a.Models) > 0 && !a.InUse && !a.Incomplete {
+			in.Verify[i] = a.Models[0]
+		}
 	}
 	v := view.StorageOf(in)
 	v.Page = page("Storage", "storage", view.LiveURL("storage"))

@@ -2,6 +2,7 @@ package view
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
@@ -11,6 +12,7 @@ import (
 type Files struct {
 	Known  *registry.ModelArtifact // nil when nobody has looked yet
 	Fetch  *Operation              // under way or paused; nil when none is
+	Last   *Operation              // the newest one, when it has ended
 	OnDisk int64                   // bytes; of Known.Bytes
 	Where  string                  // the folder they lie in; "" when they do not, or for whom it is not
 }
@@ -44,10 +46,14 @@ func (p ModelPage) FilesStatus() Status {
 	case f != nil && f.Stalled():
 		return Status{"wait", "Not moving"}
 	case f != nil:
-		if n := f.Percent(); n > 0 {
-			return Status{"busy", fmt.Sprintf("Fetching %d%%", n)}
+		doing := "Fetching"
+		if s := f.Running(); s != nil && s.Name == registry.StageVerify {
+			doing = "Verifying"
 		}
-		return Status{"busy", "Fetching"}
+		if n := f.Percent(); n > 0 {
+			return Status{"busy", fmt.Sprintf("%s %d%%", doing, n)}
+		}
+		return Status{"busy", doing}
 	case a != nil && a.Changed != "":
 		return Status{"wait", "Changed on disk"}
 	case p.Here():
@@ -144,6 +150,33 @@ func (p ModelPage) Fetching() bool {
 // CanFetch reports whether a fetch is offered: there is something to bring here, and nobody does it yet.
 func (p ModelPage) CanFetch() bool {
 	return p.Can.Load && p.Remote() && p.Usable() && p.Files.Fetch == nil && p.Operation == nil && !p.Here()
+}
+
+// CanVerify reports whether it is offered to read the files again: all of them are here, and nobody fetches them.
+func (p ModelPage) CanVerify() bool {
+	return p.Can.Load && p.HasFiles() && p.Usable() && p.Files.Fetch == nil && p.Operation == nil && p.Here()
+}
+
+// LastFetch says how the newest fetch ended, in one sentence.
+func (p ModelPage) LastFetch() string {
+	l := p.Files.Last
+	switch {
+	case l == nil:
+		return ""
+	case l.State == registry.OperationFailed:
+		return "The last fetch failed " + minutesAgo(l.EndedAt, p.Now) + "."
+	case l.State == registry.OperationCancelled:
+		return "The last fetch was cancelled " + minutesAgo(l.EndedAt, p.Now) + "."
+	}
+	return upper(minutesAgo(l.EndedAt, p.Now)) + ": " + l.Sentence()
+}
+
+// upper begins a sentence.
+func upper(s string) string {
+	if s == "" {
+		return s
+	}
+	return strings.ToUpper(s[:1]) + s[1:]
 }
 
 // minutesAgo is Ago without seconds: they would draw a live part of the page anew at every look.

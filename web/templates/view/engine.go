@@ -2,6 +2,7 @@ package view
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
@@ -63,11 +64,28 @@ func runsOn(ds []registry.Device) string {
 	return "on the CPU"
 }
 
+// Line says where it is, or why it is not here.
+func (e Engine) Line() string {
+	switch {
+	case e.Busy():
+		return ""
+	case e.Problem != "":
+		return e.Problem
+	case !e.Here():
+		return "Nothing runs on this machine."
+	}
+	return e.Path
+}
+
 // BuildRunsOn says what the build that is here can use.
 func (e Engine) BuildRunsOn() string {
 	s := strings.TrimPrefix(runsOn(e.Devices), "on ")
-	if len(e.Devices) > 0 && len(e.Devices) < len(e.RunsOn) {
-		s += "; another build of it could run " + runsOn(e.RunsOn)
+	switch gpu := slices.Contains(e.Devices, registry.DeviceCUDA); {
+	case len(e.Devices) == 0 || len(e.Devices) >= len(e.RunsOn):
+	case gpu:
+		s += "; a build for the CPU could run there, too"
+	default:
+		s += "; a build with CUDA could use GPUs, too"
 	}
 	return s
 }

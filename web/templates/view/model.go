@@ -209,9 +209,9 @@ func (p ModelPage) FactList() []Fact {
 	}
 	add("Format", strings.TrimSpace(FormatName(m.ModelFormat)), f.Quantization)
 	if p.Runtime.Engine != "" {
-		add("Engine", EngineName(p.Runtime.Engine), p.Runtime.EngineVersion)
+		out = append(out, Fact{Name: "Engine", Value: EngineName(p.Runtime.Engine), Note: p.Runtime.EngineVersion, URL: EngineURL(p.Runtime.Engine)})
 	} else if p.Plan != nil && p.Plan.Engine != "" {
-		add("Engine", EngineName(p.Plan.Engine), p.Plan.EngineWhy)
+		out = append(out, Fact{Name: "Engine", Value: EngineName(p.Plan.Engine), URL: EngineURL(p.Plan.Engine)})
 	} else {
 		add("Engine", EngineName(m.Engine), "")
 	}
@@ -274,6 +274,7 @@ func nonEmpty(prefix, s string) string {
 type Fact struct {
 	Name, Value, Note string
 	Mono              bool
+	URL               string // where the value leads; "" nowhere
 }
 
 // MemoryLine compares what was predicted with what was measured, in words; "" when nothing was measured.

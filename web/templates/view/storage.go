@@ -45,6 +45,7 @@ type Stored struct {
 	Share   float64 // of the largest, for the thin bar
 	Color   int     // that its bar has
 	Can     bool    // the caller may delete it, if it is not in use
+	Verify  string  // the model whose files these are, if the caller may have them read again
 	LastUse string
 }
 
@@ -53,6 +54,7 @@ type StorageInput struct {
 	Storage registry.Storage // with folders
 	Hidden  []bool           // of Storage.Artifacts, those whose names the caller may not see
 	Can     []bool           // of Storage.Artifacts, those that the caller may delete
+	Verify  []string         // of Storage.Artifacts, the models whose files the caller may have read again; "" none
 	Now     time.Time
 }
 
@@ -69,6 +71,9 @@ func StorageOf(in StorageInput) Storage {
 	}
 	for i, a := range st.Artifacts {
 		row := Stored{StoredArtifact: a, Hidden: in.Hidden[i], Place: i, Can: in.Can[i] && !in.Hidden[i] && a.Revision != "", Color: colors[pathKey(a)]}
+		if i < len(in.Verify) && !in.Hidden[i] {
+			row.Verify = in.Verify[i]
+		}
 		if largest > 0 {
 			row.Share = float64(a.Bytes+a.Partial) / float64(largest) * 100
 		}
@@ -99,7 +104,7 @@ func disksOf(in StorageInput, colors palette) []Device {
 		if d.Total <= 0 || sameDisk(in.Storage.Disks, i) != i {
 			continue
 		}
-		dev := Device{ID: "disk-" + strconv.Itoa(i), Name: d.Path, Total: d.Total, Used: d.Total - d.Free}
+		dev := Device{ID: "disk-" + strconv.Itoa(i), Name: diskName(in.Storage.Disks, i), Total: d.Total, Used: d.Total - d.Free}
 		own, most := map[string]int64{}, map[string]int64{}
 		var unused, partial int64
 		for j, a := range in.Storage.Artifacts {
@@ -203,6 +208,17 @@ func sameDisk(disks []registry.Disk, i int) int {
 	return i
 }
 
+// diskName names a disk by every folder that lies on it.
+func diskName(disks []registry.Disk, i int) string {
+	var paths []string
+	for j, d := range disks {
+		if sameDisk(disks, j) == i && !slices.Contains(paths, d.Path) {
+			paths = append(paths, d.Path)
+		}
+	}
+	return strings.Join(paths, " and ")
+}
+
 // ID is the id attribute of its row.
 func (s Stored) ID() string {
 	key := pathKey(s.StoredArtifact) + "@" + s.Revision
@@ -223,6 +239,9 @@ func (s Stored) Sub() string {
 	}
 	if s.Revision != "" {
 		parts = append(parts, ShortRevision(s.Revision), Plural(s.Files, "file", "files"))
+		if s.Incomplete && s.Missing > 0 {
+			parts = append(parts, Bytes(s.Missing)+" missing")
+		}
 	} else {
 		parts = append(parts, "unfinished")
 	}
@@ -235,7 +254,7 @@ func (s Stored) Split() string {
 	if s.Bytes > 0 && s.Own < s.Bytes {
 		parts = append(parts, Bytes(s.Own)+" its own")
 	}
-	if s.Partial > 0 && s.Bytes > 0 {
+	if s.Partial > 0 && s.Bytes > 0 && s.Revision != "" {
 		parts = append(parts, Bytes(s.Partial)+" unfinished")
 	}
 	return strings.Join(parts, ", ")
@@ -252,6 +271,8 @@ func (s Stored) Use() Status {
 		return Status{"wait", "Unfinished"}
 	case s.InUse:
 		return Status{"ready", "In use"}
+	case s.Incomplete:
+		return Status{"wait", "Incomplete"}
 	case len(s.Models) > 0:
 		return Status{"", "Registered"}
 	}
@@ -263,9 +284,15 @@ func (s Stored) DeleteURL() string {
 	return "/storage/delete?" + storedQuery(s.StoredArtifact)
 }
 
+// Frees is what deleting it brings back, in bytes.
+func (s Stored) Frees() int64 { return s.Own + s.Partial }
+
 // DeleteSays are the consequences of deleting it, in words.
 func (s Stored) DeleteSays() string {
-	line := Bytes(s.Own) + " come back."
+	line := Bytes(s.Frees()) + " come back."
+	if s.Incomplete {
+		line += " A fetch of it has not ended: the next one begins anew instead of going on."
+	}
 	if s.Own < s.Bytes {
 		line += " " + Bytes(s.Bytes-s.Own) + " stay, since other revisions use them."
 	}
@@ -273,7 +300,7 @@ func (s Stored) DeleteSays() string {
 	case 0:
 		line += " No model is registered with it."
 	case 1:
-		line += " " + s.Models[0] + " stays registered and fetches " + Bytes(s.Own) + " again when it is loaded."
+		line += " " + s.Models[0] + " stays registered and fetches " + Bytes(s.Own+s.Missing+s.Partial) + " again when it is loaded."
 	default:
 		line += fmt.Sprintf(" %s stay registered and fetch it again when one is loaded: %s.", Plural(len(s.Models), "model", "models"), strings.Join(s.Models, ", "))
 	}

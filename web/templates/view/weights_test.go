@@ -155,3 +155,25 @@ func TestDeletionSays(t *testing.T) {
 		t.Errorf("%s\nwant %s", got, want)
 	}
 }
+
+// TestOneDiskOfSeveralFolders: folders on one disk are one bar, which names all of them.
+func TestOneDiskOfSeveralFolders(t *testing.T) {
+	st := registry.Storage{Disks: []registry.Disk{{Path: "/data", Total: 100, Free: 40}, {Path: "/cache", Total: 100, Free: 40}, {Path: "/other", Total: 200, Free: 40}, {Path: "/data", Total: 100, Free: 40}}}
+	v := StorageOf(StorageInput{Storage: st, Now: time.Now()})
+	if len(v.Disks) != 2 || v.Disks[0].Name != "/data and /cache" || v.Disks[1].Name != "/other" {
+		t.Errorf("%+v", v.Disks)
+	}
+}
+
+// TestIncompleteRow: a revision that is not whole says so, and what deleting it brings back.
+func TestIncompleteRow(t *testing.T) {
+	a := registry.StoredArtifact{Source: registry.SourceHuggingFace, Path: "org/m", Revision: "abc", Files: 2, Bytes: 1 << 20, Own: 1 << 20, Partial: 2 << 20, Missing: 3 << 20, Incomplete: true, Models: []string{"m"}}
+	v := StorageOf(StorageInput{Storage: registry.Storage{Artifacts: []registry.StoredArtifact{a}}, Hidden: []bool{false}, Can: []bool{true}, Verify: []string{""}, Now: time.Now()})
+	r := v.Rows[0]
+	if r.Use().Label != "Incomplete" || !strings.Contains(r.Sub(), "3 MiB missing") || r.Frees() != 3<<20 || !r.Can {
+		t.Errorf("%+v %q", r.Use(), r.Sub())
+	}
+	if says := r.DeleteSays(); !strings.Contains(says, "3 MiB come back") || !strings.Contains(says, "begins anew") {
+		t.Error(says)
+	}
+}

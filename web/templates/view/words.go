@@ -107,7 +107,7 @@ func EngineName(e string) string {
 	case "ollama":
 		return "Ollama"
 	case "transformers":
-		return "transformers"
+		return "Transformers"
 	case "vllm":
 		return "vLLM"
 	case "external":
@@ -186,6 +186,8 @@ func FailureWord(k registry.FailureKind) string {
 		return "cancelled"
 	case registry.FailureParameter:
 		return "parameter refused"
+	case registry.FailureHang:
+		return "engine did not answer"
 	case registry.FailureUnreachable:
 		return "service not reachable"
 	}
