@@ -262,6 +262,9 @@ func (c *storageLsCmd) Run(e *env) error {
 			if rev == "" && a.Partial > 0 {
 				rev = "unfinished"
 			}
+			if a.Incomplete {
+				rev += " (incomplete, " + bytes(a.Missing) + " missing)"
+			}
 			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", a.Source, a.Path, dash(rev), bytes(a.Bytes+a.Partial), bytes(a.Own+a.Partial), used, dash(models))
 		}
 	})

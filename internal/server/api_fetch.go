@@ -38,11 +38,7 @@ func (s *Server) fetchModel(c echo.Context) error {
 	return c.JSON(http.StatusOK, s.visibleOperation(c, op))
 }
 
-// fetch begins a fetch and writes the audit. Pages and API share it.
-func (s *Server) fetch(ctx context.Context, id, cause string) (registry.Operation, error) {
-	return s.fetchWith(ctx, id, manager.FetchOptions{Cause: cause})
-}
-
+// fetchWith begins a fetch and writes the audit. Pages and API share it.
 func (s *Server) fetchWith(ctx context.Context, id string, o manager.FetchOptions) (registry.Operation, error) {
 	o.Actor = auth.FromContext(ctx).Actor()
 	op, err := s.Manager.Fetch(ctx, id, o)

@@ -7,6 +7,7 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"github.com/industriverse/llmmodelmanager/internal/auth"
+	"github.com/industriverse/llmmodelmanager/internal/manager"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 	"github.com/industriverse/llmmodelmanager/internal/store"
 	"github.com/industriverse/llmmodelmanager/web/templates/partials"
@@ -15,8 +16,26 @@ import (
 
 // fetchOf is a model's fetch that is under way or paused; nil when there is none.
 func (s *Server) fetchOf(c echo.Context, id string) (*view.Operation, error) {
+	op, err := s.newestFetch(c, id)
+	if op == nil || op.State.Final() {
+		return nil, err
+	}
+	return op, nil
+}
+
+// fetches are a model's fetch that is under way or paused, or the one that ended last; at most one of them is there.
+func (s *Server) fetches(c echo.Context, id string) (now, last *view.Operation, err error) {
+	op, err := s.newestFetch(c, id)
+	if op != nil && op.State.Final() {
+		return nil, op, nil
+	}
+	return op, nil, err
+}
+
+// newestFetch is a model's newest fetch, whether it has ended or not; nil when there was none.
+func (s *Server) newestFetch(c echo.Context, id string) (*view.Operation, error) {
 	ops, _, err := s.Manager.Operations(c.Request().Context(), store.OperationQuery{Subject: id, Kind: registry.OperationFetch, Limit: 1})
-	if err != nil || len(ops) == 0 || ops[0].State.Final() {
+	if err != nil || len(ops) == 0 {
 		return nil, err
 	}
 	op := view.OperationOf(s.visibleOperation(c, ops[0]), s.Now())
@@ -39,9 +58,13 @@ func (s *Server) fillFiles(c echo.Context, v *view.ModelPage, a *registry.ModelA
 	}
 }
 
-// postFetch brings a model's files here without loading it.
+// postFetch brings a model's files here without loading it, or with verify has those that are here read again.
 func (s *Server) postFetch(c echo.Context) error {
-	op, err := s.fetch(c.Request().Context(), record(c).ModelID, "asked for in the console")
+	o := manager.FetchOptions{Cause: "asked for in the console", Verify: c.FormValue("verify") == "true"}
+	if o.Verify {
+		o.Cause = "verification asked for in the console"
+	}
+	op, err := s.fetchWith(c.Request().Context(), record(c).ModelID, o)
 	if err != nil {
 		return err
 	}

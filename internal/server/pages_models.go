@@ -136,7 +136,7 @@ func (s *Server) modelPage(c echo.Context, id string, patience time.Duration) (v
 		op := view.OperationOf(s.visibleOperation(c, *l.Operation), s.Now())
 		v.Operation = &op
 	}
-	if v.Files.Fetch, err = s.fetchOf(c, id); err != nil {
+	if v.Files.Fetch, v.Files.Last, err = s.fetches(c, id); err != nil {
 		return v, err
 	}
 	for _, r := range res.Reservations {

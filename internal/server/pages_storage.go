@@ -66,13 +66,16 @@ func (s *Server) storage(c echo.Context) (view.Storage, error) {
 	if err != nil {
 		return view.Storage{}, err
 	}
-	in := view.StorageInput{Storage: st, Now: s.Now(), Hidden: make([]bool, len(st.Artifacts)), Can: make([]bool, len(st.Artifacts))}
+	in := view.StorageInput{Storage: st, Now: s.Now(), Hidden: make([]bool, len(st.Artifacts)), Can: make([]bool, len(st.Artifacts)), Verify: make([]string, len(st.Artifacts))}
 	for i, a := range st.Artifacts {
 		team, err := s.storedTeam(ctx, a)
 		if err != nil && registry.CodeOf(err) != registry.CodeNotFound { // a model was deleted in this moment
 			return view.Storage{}, err
 		}
 		in.Can[i] = err == nil && auth.Allowed(id, auth.StorageDelete, team) == nil
+		if in.Verify[i], err = s.verifiable(ctx, a); err != nil {
+			return view.Storage{}, err
+		}
 	}
 	if !id.Admin {
 		in.Storage.Artifacts = slices.Clone(st.Artifacts)
@@ -83,6 +86,34 @@ func (s *Server) storage(c echo.Context) (view.Storage, error) {
 	v := view.StorageOf(in)
 	v.Can.Manage = auth.Allowed(id, auth.StorageManage, "") == nil
 	return v, nil
+}
+
+// verifiable returns the first model whose files a stored artifact is and whose files the caller may have read again; "" when
+// there is none.
+func (s *Server) verifiable(ctx context.Context, a registry.StoredArtifact) (string, error) {
+	if a.Incomplete || a.InUse || a.Revision == "" {
+		return "", nil
+	}
+	for _, id := range a.Models {
+		rec, err := s.Store.Model(ctx, id)
+		if registry.CodeOf(err) == registry.CodeNotFound {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		if rec.SourceType != a.Source || auth.Allowed(auth.FromContext(ctx), auth.ModelFetch, rec.Team) != nil {
+			continue
+		}
+		known, ok, err := s.Store.Artifact(ctx, id)
+		if err != nil {
+			return "", err
+		}
+		if ok && known.Fetched == a.Revision && known.Revision == a.Revision {
+			return id, nil
+		}
+	}
+	return "", nil
 }
 
 // hideStored leaves out of a stored artifact what the caller may not know, and reports whether that is all of its names.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -258,6 +259,27 @@ func TestFetchPauseResumeCancel(t *testing.T) {
 	s.until("files", "On this machine")
 	w.member.get(page).is(http.StatusOK).lacks(`id="fetch"`).lacks(w.dir)
 	w.admin.get(page).is(http.StatusOK).has(w.depot.Folder("team/held", "r1"))
+
+	// What is here can be read again, and the page says how that went.
+	w.viewer.get(page).is(http.StatusOK).lacks(`id="verify"`)
+	w.member.get(page).is(http.StatusOK).has(`id="verify"`)
+	w.viewer.post(view.ModelAction("held", "fetch"), "verify", "true").is(http.StatusForbidden)
+	w.member.post(view.ModelAction("held", "fetch"), "verify", "true").to(page)
+	s.until("files", "every byte of them was read")
+	// From what is stored, too; and what is wrong is told.
+	path := w.depot.Folder("team/held", "r1") + "/weights.gguf"
+	raw, err := os.ReadFile(path)
+	must(t, err)
+	raw[len(raw)-1] ^= 1
+	must(t, os.WriteFile(path, raw, 0o600))
+	rows := w.member.get("/storage").is(http.StatusOK).doc()
+	if got := rows.Find("#stored form").AttrOr("action", ""); got != view.ModelAction("held", "fetch") || rows.Find("#stored input[name=verify]").Length() != 1 {
+		t.Errorf("a row of what is stored verifies by %q", got)
+	}
+	w.viewer.get("/storage").is(http.StatusOK).lacks(`name="verify"`)
+	w.member.post(view.ModelAction("held", "fetch"), "verify", "true").to(page)
+	s.until("files", "is not what it was")
+	w.member.get(page).is(http.StatusOK).has("The last fetch failed").has("is not what it was")
 }
 
 func (w *world) fetchID(id string) string {
