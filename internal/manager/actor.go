@@ -32,8 +32,10 @@ type actor struct {
 	drained  func()        // called when active becomes 0 while draining
 	idle     *time.Timer
 	retry    *time.Timer
-	lastSave time.Time              // of LastUsedAt
-	as       LoadOptions            // how the instance was loaded, so that a restart does the same
+	lastSave time.Time   // of LastUsedAt
+	as       LoadOptions // how the instance was loaded, so that a restart does the same
+	vitals   vitals
+	looking  atomic.Bool            // somebody is finding out how the instance does
 	closing  bool                   // the server ends: what the model should be is kept for the next start
 	untold   []registry.ModelStatus // states that show tells when others can see them
 }
@@ -404,9 +406,9 @@ func (a *actor) answered(gen int64, inst loaders.Instance, mem registry.Memory, 
 	}
 	h, ep := inst.Handle(), inst.Endpoint()
 	now := a.m.now()
-	a.inst, a.load, a.as = inst, nil, j.opts
+	a.inst, a.load, a.as, a.vitals = inst, nil, j.opts, vitals{first: mem}
 	a.happened(registry.TriggerAnswer, func(rt *registry.Runtime) {
-		rt.Handle, rt.Endpoint, rt.Memory, rt.ReadyAt, rt.LastUsedAt = &h, &ep, mem, now, now
+		rt.Handle, rt.Endpoint, rt.Memory, rt.Unwell, rt.ReadyAt, rt.LastUsedAt = &h, &ep, mem, "", now, now
 	})
 	a.show()
 	j.track.finish(nil, outcome)
@@ -484,6 +486,9 @@ func (a *actor) crashed(gen int64, cause error) {
 	if a.rt.Generation != gen || a.inst == nil {
 		return
 	}
+	if a.vitals.ended != nil {
+		cause = a.vitals.ended
+	}
 	if cause == nil {
 		cause = registry.Errorf(registry.CodeLoadingFailed, "The engine of %s ended by itself", a.id)
 	}
@@ -507,7 +512,7 @@ func (a *actor) crashed(gen int64, cause error) {
 	failure := failureOf(cause)
 	instance := a.rt.InstanceID
 	a.happened(registry.TriggerCrash, func(rt *registry.Runtime) {
-		rt.Attempts, rt.Failure, rt.Handle, rt.Endpoint = attempts, failure, nil, nil
+		rt.Attempts, rt.Failure, rt.Handle, rt.Endpoint, rt.Unwell = attempts, failure, nil, nil, ""
 	})
 	a.m.ledger.release(instance)
 	if attempts > a.m.MaxRestarts {
@@ -609,7 +614,7 @@ func (a *actor) gone(gen int64) {
 func (a *actor) settle() {
 	instance := a.rt.InstanceID
 	a.happened(registry.TriggerGone, func(rt *registry.Runtime) {
-		rt.Handle, rt.Endpoint, rt.Device = nil, nil, ""
+		rt.Handle, rt.Endpoint, rt.Device, rt.Unwell = nil, nil, "", ""
 	})
 	a.m.ledger.release(instance)
 	if j := a.next; j != nil {

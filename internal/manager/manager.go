@@ -50,6 +50,8 @@ type Options struct {
 	MaxRestarts  int           // after crashes, before a model is failed; default 3
 	RestartPause time.Duration // before the first restart, doubled for each further one; default 2 s
 	SteadyAfter  time.Duration // ready this long, a crash counts as the first again; default 5 min
+	VitalsEvery  time.Duration // how often an instance that is ready is asked whether it answers; default 15 s
+	HangAfter    time.Duration // how long one may not answer before it is ended and started again; default 2 min
 	WatchEvery   time.Duration // how often models whose files may change under them are looked at; default 30 s
 }
 
@@ -107,6 +109,8 @@ func New(o Options) *Manager {
 	def(&o.RestartPause, 2*time.Second)
 	def(&o.SteadyAfter, 5*time.Minute)
 	def(&o.WatchEvery, 30*time.Second)
+	def(&o.VitalsEvery, 15*time.Second)
+	def(&o.HangAfter, 2*time.Minute)
 	if o.MaxStarts == 0 {
 		o.MaxStarts = 4
 	}
@@ -155,6 +159,7 @@ func (m *Manager) Start(ctx context.Context) error {
 	m.goWork(m.resumeFetches)
 	m.recallChanges()
 	m.goWork(m.watch)
+	m.goWork(m.keepVitals)
 	m.goWork(m.retainHourly)
 	m.goWork(m.clearRemoved)
 	return nil

@@ -129,6 +129,7 @@ const (
 	FailureCorruptFile     FailureKind = "corrupt_file"
 	FailureCancelled       FailureKind = "cancelled"
 	FailureParameter       FailureKind = "bad_parameter" // the engine refused a custom_loader_params entry
+	FailureHang            FailureKind = "hang"          // it ran and did not answer for minutes
 	FailureUnreachable     FailureKind = "unreachable"   // a service elsewhere does not answer, or not as it should
 )
 
