@@ -213,6 +213,14 @@ func TestRealMiniLMInONNX(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Artifact.Facts = registry.Facts{Format: registry.FormatONNX, WeightBytes: fi.Size(), Parameters: fi.Size() / 4}
+	// A batch of long texts must not leave what it needed.
+	long := make([]string, 8)
+	for i := range long {
+		long[i] = strings.Repeat("word ", 500)
+	}
+	if code, got := ask(t, in, "/v1/embeddings", map[string]any{"input": long}); code != http.StatusOK {
+		t.Fatalf("status %d: %v", code, got)
+	}
 	predicted, resident := l.Estimate(s.Model, s.Artifact, registry.DeviceCPU).Estimated, vmRSS(t, in)
 	t.Logf("predicted %d MiB, resident %d MiB", predicted>>20, resident>>20)
 	if resident > predicted || predicted > 2*resident {
