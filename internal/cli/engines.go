@@ -174,13 +174,13 @@ func (c *engineShowCmd) Run(e *env) error {
 type engineRemoveCmd struct {
 	remote
 	Name    string `arg:"" help:"The engine's name."`
-	Version string `help:"Only this version." placeholder:"VERSION"`
+	Release string `arg:"" optional:"" help:"Only this version; all of them if it is not given."`
 }
 
 func (c *engineRemoveCmd) Run(e *env) error {
 	path := enginePath(c.Name)
-	if c.Version != "" {
-		path += "?version=" + url.QueryEscape(c.Version)
+	if c.Release != "" {
+		path += "?version=" + url.QueryEscape(c.Release)
 	}
 	var op registry.Operation
 	if _, _, err := c.call(e.ctx, http.MethodDelete, path, nil, "", &op); err != nil {
