@@ -17,6 +17,8 @@ UNIT = $$(go list ./... | grep -v '/test/')
 # go-nvml wraps every call there ever was, and the compiler says of each old one that it is old. The same in scripts/say.sh.
 export CGO_CFLAGS := -O2 -g -Wno-deprecated-declarations
 
+# Tests of real engines fail where there are none, and name the script that gets them. TESTFLAGS=-short, or
+# LLMM_TEST_NO_ENGINE=1 in the environment, leaves them out.
 FUZZTIME ?= 20s
 BENCHFLAGS ?=
 TESTFLAGS ?=
