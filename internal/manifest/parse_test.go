@@ -284,13 +284,13 @@ func TestParseWrongTypes(t *testing.T) {
 	base := "models:\n  - model_id: a\n    source_type: local\n    source_path: /x\n    model_format: gguf\n"
 	values := map[registry.FieldKind][]string{
 		registry.KindString:   {"12", "1.5", "true", "[a]", "{a: b}", "\"a\\x01b\"", "\"" + strings.Repeat("x", 10<<20) + "\""},
-		registry.KindEnum:     {"12", "true", "[a]", "{a: b}", "nonsense", "\"\\t\"", "\"" + strings.Repeat("x", 200<<10) + "\""},
-		registry.KindInt:      {"many", "1.5", "true", "[1]", "{a: b}", "99999999999999999999", "-101", ".nan", ".inf", "\"" + strings.Repeat("9", 200<<10) + "\""},
+		registry.KindEnum:     {"12", "true", "[a]", "{a: b}", "nonsense", "\"\\t\"", "\"" + strings.Repeat("x", 70<<10) + "\""},
+		registry.KindInt:      {"many", "1.5", "true", "[1]", "{a: b}", "99999999999999999999", "-101", ".nan", ".inf", "\"" + strings.Repeat("9", 70<<10) + "\""},
 		registry.KindBool:     {"12", "maybe", "[true]", "{a: b}", "\"true\""},
-		registry.KindMap:      {"12", "text", "true", "[a]", "{\"\": 1}", "{a: \"\\x01\"}", "{a: " + strings.Repeat("x", 200<<10) + "}"},
-		registry.KindStrings:  {"12", "text", "true", "{a: b}", "[1]", "[[a]]", "['']", "[\"\\x01\"]", "[" + strings.Repeat("x", 200<<10) + "]"},
+		registry.KindMap:      {"12", "text", "true", "[a]", "{\"\": 1}", "{a: \"\\x01\"}", "{a: " + strings.Repeat("x", 70<<10) + "}"},
+		registry.KindStrings:  {"12", "text", "true", "{a: b}", "[1]", "[[a]]", "['']", "[\"\\x01\"]", "[" + strings.Repeat("x", 70<<10) + "]"},
 		registry.KindInts:     {"12", "text", "true", "{a: b}", "[a]", "[-1]", "[1, 1]", "[1.5]", "[2000]"},
-		registry.KindDuration: {"soon", "true", "[1]", "{a: b}", "-5", "10000h", "\"" + strings.Repeat("1", 200<<10) + "\""},
+		registry.KindDuration: {"soon", "true", "[1]", "{a: b}", "-5", "10000h", "\"" + strings.Repeat("1", 70<<10) + "\""},
 	}
 	huge := false
 	for _, f := range registry.Fields {

@@ -1,14 +1,15 @@
 package registry_test
 
 import (
+	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -20,22 +21,30 @@ import (
 // notices a constant that was added and is not in a list or a table.
 func constants(t *testing.T, typeName string) []string {
 	t.Helper()
-	files, err := filepath.Glob("*.go")
+	all, err := declared()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var out []string
+	if len(all[typeName]) == 0 {
+		t.Fatalf("found no constant of type %s", typeName)
+	}
+	return slices.Clone(all[typeName])
+}
+
+// declared reads the package's files once: the values of all constants of a named type, sorted, by the type's name.
+var declared = sync.OnceValues(func() (map[string][]string, error) {
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		return nil, err
+	}
+	out, others := map[string][]string{}, map[string]bool{}
 	for _, name := range files {
 		if strings.HasSuffix(name, "_test.go") {
 			continue
 		}
-		src, err := os.ReadFile(name)
+		f, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
 		if err != nil {
-			t.Fatal(err)
-		}
-		f, err := parser.ParseFile(token.NewFileSet(), name, src, 0)
-		if err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		for _, d := range f.Decls {
 			g, ok := d.(*ast.GenDecl)
@@ -44,23 +53,31 @@ func constants(t *testing.T, typeName string) []string {
 			}
 			for _, s := range g.Specs {
 				vs := s.(*ast.ValueSpec)
-				if id, ok := vs.Type.(*ast.Ident); !ok || id.Name != typeName {
+				id, ok := vs.Type.(*ast.Ident)
+				if !ok {
 					continue
 				}
-				v, err := strconv.Unquote(vs.Values[0].(*ast.BasicLit).Value)
-				if err != nil {
-					t.Fatal(err)
+				lit, ok := vs.Values[0].(*ast.BasicLit)
+				if !ok || lit.Kind != token.STRING {
+					others[id.Name] = true
+					continue
 				}
-				out = append(out, v)
+				v, err := strconv.Unquote(lit.Value)
+				if err != nil {
+					return nil, err
+				}
+				out[id.Name] = append(out[id.Name], v)
 			}
 		}
 	}
-	if len(out) == 0 {
-		t.Fatalf("found no constant of type %s", typeName)
+	for name, values := range out {
+		if others[name] {
+			return nil, fmt.Errorf("a constant of type %s is not written as one string", name)
+		}
+		slices.Sort(values)
 	}
-	slices.Sort(out)
-	return out
-}
+	return out, nil
+})
 
 func sorted[S ~string](in []S) []string {
 	out := make([]string, len(in))
