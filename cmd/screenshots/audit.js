@@ -18,6 +18,14 @@
   for (let n = walker.nextNode(); n; n = walker.nextNode()) {
     const e = n.parentElement;
     if (!n.data.trim() || !e.checkVisibility() || e.closest(".vh, script, noscript, option, .skip, [disabled]")) continue;
+    // A column that was squeezed to a letter or two breaks its words on every line.
+    const word = Math.max(...n.data.trim().split(/\s+/).map((w) => w.length));
+    if (word > 5 && !e.closest("svg, textarea")) {
+      const range = document.createRange();
+      range.selectNodeContents(n);
+      const lines = new Set([...range.getClientRects()].map((r) => Math.round(r.top))).size;
+      if (lines > 4 && n.data.trim().length / lines < 4) found.push(`squeezed: “${n.data.trim().slice(0, 30)}” on ${lines} lines (${e.tagName}.${e.className})`);
+    }
     const fg = rgba(getComputedStyle(e).color), bg = behind(e);
     const a = light(fg) + .05, b = light(bg) + .05;
     const ratio = Math.max(a, b) / Math.min(a, b);

@@ -1,6 +1,7 @@
 // Command screenshots takes pictures of every story of the console in a headless Chromium, wide and narrow, dark and
 // light, into ./screenshots, and says what is measurably wrong: pages that scroll sideways at 360 px, text with too
-// little contrast (WCAG AA), touch targets that are too small on a phone, errors in the browser's console.
+// little contrast (WCAG AA), words that a narrow column breaks into letters, touch targets that are too small on a phone,
+// errors in the browser's console.
 //
 //	go run ./cmd/screenshots [-only model,overview] [-check]
 package main

@@ -100,6 +100,14 @@ func files() []Story {
 	paused.Files.Fetch = &p
 	add("files-paused", paused)
 
+	broken := idle()
+	broken.Files.Known = absent(qwen)
+	lost := registry.Problem{Code: registry.CodeUnavailable, Msg: "The Hub does not answer: the connection was reset 6 times in 2 minutes. What has arrived is kept; fetch it again and it goes on there."}
+	ended := view.OperationOf(registry.Operation{ID: "02", Kind: registry.OperationFetch, Subject: qwen.ModelID, State: registry.OperationFailed, EndedAt: before(2 * time.Minute), Outcome: lost.Msg, Error: &lost}, Now)
+	broken.Files.Last = &ended
+	broken.History = []view.Operation{ended}
+	add("files-failed", broken)
+
 	here := idle()
 	here.Files.Known = present(qwen)
 	here.Files.Where = "/home/llmm/.cache/huggingface/hub/models--Qwen--Qwen3-8B/snapshots/" + commit
