@@ -56,6 +56,8 @@ func (p ModelPage) FilesStatus() Status {
 		return Status{"busy", doing}
 	case a != nil && a.Changed != "":
 		return Status{"wait", "Changed on disk"}
+	case p.damaged():
+		return Status{"failed", "Damaged"}
 	case p.Here():
 		return Status{"ready", "On this machine"}
 	case a != nil && a.Problem != nil:
@@ -155,6 +157,15 @@ func (p ModelPage) CanFetch() bool {
 // CanVerify reports whether it is offered to read the files again: all of them are here, and nobody fetches them.
 func (p ModelPage) CanVerify() bool {
 	return p.Can.Load && p.HasFiles() && p.Usable() && p.Files.Fetch == nil && p.Operation == nil && p.Here()
+}
+
+// damaged reports whether the newest fetch found files that are not what they should be.
+func (p ModelPage) damaged() bool {
+	l := p.Files.Last
+	if l == nil || l.State != registry.OperationFailed || l.Error == nil || l.Error.Failure == nil {
+		return false
+	}
+	return l.Error.Failure.Kind == registry.FailureCorruptFile && p.Here()
 }
 
 // LastFetch says how the newest fetch ended, in one sentence.
