@@ -69,6 +69,7 @@ type apiModel struct {
 	Device         string            `json:"device"` // "" when it is not loaded
 	Engine         string            `json:"engine"`
 	LoadedEngine   string            `json:"loaded_engine,omitempty"`
+	Unwell         string            `json:"unwell,omitempty"`
 	Percent        int               `json:"percent,omitempty"`
 	RequestsPerMin int               `json:"requests_per_minute"`
 	Memory         *registry.Memory  `json:"memory,omitempty"`
@@ -85,7 +86,7 @@ type apiModel struct {
 // apiModelOf shows a model to the caller: without secrets, and without log lines for who may not read logs.
 func (s *Server) apiModelOf(c echo.Context, l manager.Listed) apiModel {
 	m := apiModel{
-		Record: l.Record, Status: l.Status, Device: l.Device, Engine: l.Record.Engine, LoadedEngine: l.Runtime.Engine, Percent: l.Percent, RequestsPerMin: l.PerMinute,
+		Record: l.Record, Status: l.Status, Device: l.Device, Engine: l.Record.Engine, LoadedEngine: l.Runtime.Engine, Unwell: l.Runtime.Unwell, Percent: l.Percent, RequestsPerMin: l.PerMinute,
 		Failure: l.Runtime.Failure, OperationID: l.Runtime.OperationID, LastUsedAt: l.Runtime.LastUsedAt,
 		ArtifactState: l.Runtime.Artifact, Changed: l.Changed, Artifact: l.Artifact,
 	}

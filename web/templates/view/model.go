@@ -292,9 +292,9 @@ func (p ModelPage) MemoryLine() string {
 		diff := float64(measured-predicted) / float64(predicted) * 100
 		switch {
 		case diff > 0.5:
-			line += fmt.Sprintf("; %s were predicted, %.0f%% less", Bytes(predicted), diff)
+			line += fmt.Sprintf(", %.0f%% more than the %s predicted", diff, Bytes(predicted))
 		case diff < -0.5:
-			line += fmt.Sprintf("; %s were predicted, %.0f%% more", Bytes(predicted), -diff)
+			line += fmt.Sprintf(", %.0f%% less than the %s predicted", -diff, Bytes(predicted))
 		default:
 			line += ", as predicted"
 		}
