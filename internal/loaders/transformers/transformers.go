@@ -226,7 +226,7 @@ func describe(report []byte, ep *registry.Endpoint) httpengine.API {
 		ModelClass     string         `json:"model_class"`
 		TokenizerClass string         `json:"tokenizer_class"`
 		APIs           []registry.API `json:"apis"`
-		MaskToken      string         `json:"mask_token"`
+		Mask           string         `json:"mask"` // a gap, as its tokenizer writes it
 		ContextLength  int            `json:"context_length"`
 	}
 	_ = json.Unmarshal(report, &r) // what is missing stays empty
@@ -241,7 +241,7 @@ func describe(report []byte, ep *registry.Endpoint) httpengine.API {
 		body := maps.Clone(w.body)
 		body["model"] = ep.Model
 		if w.api == registry.APIFillMask {
-			body["input"] = r.MaskToken
+			body["input"] = r.Mask
 		}
 		return httpengine.API{Path: w.path, Body: body}
 	}

@@ -154,7 +154,7 @@ class Loaded:
             "tokenizer_class": type(self.tokenizer).__name__ if self.tokenizer is not None else "",
             "kind": self.kind,
             "apis": self.apis,
-            "mask_token": getattr(self.tokenizer, "mask_token", None) or "",
+            "mask": getattr(self.tokenizer, "mask_token", None) or "",
             "device": str(self.input_device),
             "devices": sorted({str(p.device) for p in self.model.parameters()}),
             "dtype": str(self.model.dtype).replace("torch.", ""),

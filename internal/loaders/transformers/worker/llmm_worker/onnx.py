@@ -111,7 +111,7 @@ class Loaded:
             "tokenizer_class": type(self.tokenizer.inner).__name__,
             "kind": self.kind,
             "apis": self.apis,
-            "mask_token": self.tokenizer.mask_token or "",
+            "mask": self.tokenizer.mask_token or "",
             "device": "cuda:0" if provider == "CUDAExecutionProvider" else "cpu",
             "provider": provider,
             "context_length": self.context_length,
