@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/url"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -193,15 +195,40 @@ func yamlConfig(r io.Reader) (kong.Resolver, error) {
 	if err := yaml.NewDecoder(r).Decode(&values); err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read the configuration file: %w", err)
 	}
-	return kong.ResolverFunc(func(_ *kong.Context, parent *kong.Path, flag *kong.Flag) (any, error) {
-		if n := parent.Node(); n != nil && n.Name != "serve" && flag.Name != "server" && flag.Name != "token" {
-			return nil, nil
+	c := configuration{}
+	for name, v := range values {
+		c[strings.ReplaceAll(name, "_", "-")] = v
+	}
+	return c, nil
+}
+
+// configuration is what a configuration file gives, by the names of flags.
+type configuration map[string]any
+
+// Validate refuses what is no flag: a name that is mistyped would be passed over in silence.
+func (c configuration) Validate(app *kong.Application) error {
+	known := map[string]bool{"server": true, "token": true}
+	for _, cmd := range app.Children {
+		for _, flag := range cmd.Flags {
+			if cmd.Name == "serve" {
+				known[flag.Name] = true
+			}
 		}
-		if v, ok := values[flag.Name]; ok {
-			return v, nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(c)) {
+		if !known[name] {
+			return fmt.Errorf("the configuration file has %q, which is no flag of llmm serve; llmm serve --help lists them", name)
 		}
-		return values[strings.ReplaceAll(flag.Name, "-", "_")], nil
-	}), nil
+	}
+	return nil
+}
+
+// Resolve returns what the file gives for a flag, nil for nothing.
+func (c configuration) Resolve(_ *kong.Context, parent *kong.Path, flag *kong.Flag) (any, error) {
+	if n := parent.Node(); n != nil && n.Name != "serve" && flag.Name != "server" && flag.Name != "token" {
+		return nil, nil
+	}
+	return c[flag.Name], nil
 }
 
 func defaultDataDir() string {

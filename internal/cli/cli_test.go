@@ -93,7 +93,7 @@ func TestVariablesAndConfigurationAreThoseOfServe(t *testing.T) {
 	t.Setenv("LLMM_MODELS", "/etc/llmm/models.yaml")
 	t.Setenv("LLMM_LIMIT", "7")
 	config := filepath.Join(t.TempDir(), "llmm.yaml")
-	if err := os.WriteFile(config, []byte("models: /etc/llmm/models.yaml\nlimit: 8\n"), 0o600); err != nil {
+	if err := os.WriteFile(config, []byte("models: /etc/llmm/models.yaml\nmax_fetches: 8\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("LLMM_CONFIG", config)
@@ -113,6 +113,19 @@ func TestVariablesAndConfigurationAreThoseOfServe(t *testing.T) {
 	out.Reset()
 	if code := Run([]string{"ops", "--help"}, nil, &out, &out); code != 0 || strings.Contains(out.String(), "LLMM_LIMIT") || !strings.Contains(out.String(), "LLMM_SERVER") {
 		t.Errorf("the help of a client command should name those of the server's address only:\n%s", out.String())
+	}
+}
+
+func TestConfigurationRefusesWhatIsNoFlag(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "llmm.yaml")
+	if err := os.WriteFile(config, []byte("listen: 127.0.0.1:8080\nlissten: 127.0.0.1:8081\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := newAPI(t, nil)
+	for _, args := range [][]string{{"--config", config, "ops"}, {"serve", "--config", config}} {
+		if code, out := a.run("", args...); code == 0 || !strings.Contains(out, `"lissten"`) || strings.Contains(out, `"listen"`) {
+			t.Errorf("%v: %d\n%s", args, code, out)
+		}
 	}
 }
 
