@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -150,7 +152,7 @@ func wantCancelled(t *testing.T, err error) {
 }
 
 func cancelAtRandom(t *testing.T, s *suite) {
-	for range s.Kills {
+	for range max(1, s.Kills/3) {
 		ctx, cancel := context.WithCancel(t.Context())
 		moment := time.AfterFunc(rand.N(s.Span), cancel)
 		a := s.attempt(t, s.Spec())
@@ -228,6 +230,8 @@ func stopKillsTheStubborn(t *testing.T, s *suite) {
 	})
 }
 
+// portsAreNotShared loads three at once, and a stranger takes the port of the first before its engine does: that one gets
+// another.
 func portsAreNotShared(t *testing.T, s *suite) {
 	const n = 3
 	var wg sync.WaitGroup
@@ -236,15 +240,32 @@ func portsAreNotShared(t *testing.T, s *suite) {
 	errs := make([]error, n)
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
+	var stranger net.Listener
 	for i := range n {
 		attempts[i] = s.attempt(t, s.Spec())
+		if i == 0 {
+			attempts[i].onStart = func(h registry.Handle) {
+				if stranger == nil {
+					// The engine has just been forked. Should it be the quicker one, nothing is taken from it.
+					stranger, _ = net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", portOf(t, h)))
+				}
+			}
+		}
 		wg.Go(func() { ins[i], errs[i] = s.loader.Load(ctx, attempts[i].spec, attempts[i].report) })
 	}
 	wg.Wait()
+	if stranger != nil {
+		if err := stranger.Close(); err != nil {
+			t.Error(err)
+		}
+		if hs := attempts[0].handles(); errs[0] == nil && (len(hs) < 2 || portOf(t, hs[0]) == portOf(t, hs[len(hs)-1]) || hs[0].PID == hs[len(hs)-1].PID) {
+			t.Errorf("the port was taken, and the engine was started %d times", len(hs))
+		}
+	}
 	bases := map[string]bool{}
 	for i, in := range ins {
 		if errs[i] != nil {
-			t.Errorf("load %d: %v", i, errs[i])
+			t.Errorf("load %d: %v\n%s", i, errs[i], logOf(errs[i]))
 			continue
 		}
 		if b := in.Endpoint().BaseURL; bases[b] {

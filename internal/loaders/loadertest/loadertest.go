@@ -34,8 +34,8 @@ type Harness struct {
 	Needs map[string]any
 	// Stubborn, if not nil, is one whose engine ignores SIGTERM and leaves processes behind.
 	Stubborn func() loaders.LoadSpec
-	// Kills is how many times an engine is killed, and a load cancelled, at a random moment. Six or more kill at every stage;
-	// LLMM_KILLS sets another number of kills.
+	// Kills is how many times an engine is killed at a random moment; a third as many loads are cancelled at one. Six or more
+	// kill at every stage; LLMM_KILLS sets another number of kills.
 	Kills int
 	// Remote is true for a loader of services elsewhere: there is no process to kill, no port of ours, no file, and the
 	// loader is a Reconnector.

@@ -190,6 +190,10 @@ func TestBadModels(t *testing.T) {
 			if !strings.Contains(e.Failure.Msg, c.says) || e.Failure.Hint == "" {
 				t.Errorf("it says %q, hint %q", e.Failure.Msg, e.Failure.Hint)
 			}
+			// What is seen before a worker starts has no log.
+			if started := s.Model.TokenizerPath == ""; started != (len(e.Failure.LogTail) > 0) {
+				t.Errorf("the log's tail has %d lines", len(e.Failure.LogTail))
+			}
 			if _, err := os.Stat(ran); !errors.Is(err, fs.ErrNotExist) {
 				t.Fatal("code of the model was run")
 			}
@@ -238,6 +242,31 @@ func TestBadInterpreters(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a Python without torch", func(t *testing.T) {
+		models(t) // fails where there is no engine
+		v, err := transformers.New(options("")).Check(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		bare := filepath.Join(t.TempDir(), "bare")
+		if out, err := exec.CommandContext(t.Context(), v.Path, "-m", "venv", "--without-pip", bare).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		l := transformers.New(transformers.Options{Python: filepath.Join(bare, "bin", "python"), TagPrefix: tagOf(t)})
+		_, _, err = loadWith(t, l, spec(dir, nil))
+		if registry.CodeOf(err) != registry.CodeUnavailable || !strings.Contains(err.Error(), "has no torch") || !strings.Contains(err.Error(), "llmm engine install") {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("a torch without CUDA", func(t *testing.T) {
+		l := transformers.New(transformers.Options{Python: script("cpu", versions("2.9.0+cpu", "5.0.0")), TagPrefix: tagOf(t)})
+		s := spec(dir, nil)
+		s.Device, s.GPUUUIDs = registry.DeviceCUDA, []string{"GPU-0"}
+		_, _, err := loadWith(t, l, s)
+		if f := registry.AsError(err).Failure; f == nil || f.Kind != registry.FailureEngineMissing || !strings.Contains(f.Msg, "2.9.0+cpu") || f.Hint == "" {
+			t.Errorf("got %v, %+v", err, f)
+		}
+	})
 	t.Run("dies as a worker", func(t *testing.T) {
 		p := script("dies", `[ "$1" = -c ] && { `+versions("2.9.0+cpu", "5.0.0")+`; exit; }; echo "Traceback: it went wrong" >&2; exit 7`)
 		l := transformers.New(transformers.Options{Python: p, TagPrefix: tagOf(t), WorkerDir: t.TempDir()})

@@ -100,6 +100,9 @@ func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(re
 	if file != "" && e.ONNXRuntime == "" {
 		return nil, noONNXRuntime(e.path)
 	}
+	if spec.Device == registry.DeviceCUDA && file == "" && e.Cuda == "" {
+		return nil, noCUDA(e)
+	}
 	worker, err := l.worker()
 	if err != nil {
 		return nil, err
@@ -113,6 +116,13 @@ func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(re
 		return nil, err
 	}
 	return in, nil
+}
+
+// noCUDA is told before anything starts: an import of torch would take seconds to find the same.
+func noCUDA(e environment) error {
+	f := &registry.Failure{Kind: registry.FailureEngineMissing, Msg: fmt.Sprintf("cuda was asked for, and the torch %s of %s is built without CUDA", e.Torch, e.path),
+		Hint: "Install a torch with CUDA into it, name another interpreter with --transformers-python, or set device_preference to cpu."}
+	return &registry.Error{Code: registry.CodeLoadingFailed, Op: "transformers.Load", Msg: f.Msg, Failure: f}
 }
 
 func cancelled(spec loaders.LoadSpec) error {

@@ -5,6 +5,7 @@ Settings: port, path (the folder), file (within it, of an ONNX model), tokenizer
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -55,31 +56,27 @@ async def serve(settings, key, control):
 
 
 async def start(settings, key, control, loop, stop):
-    """Imports, opens the port, loads. Slow steps run in a thread, so that SIGTERM is obeyed at once."""
-    def imported():
-        onnx = settings.get("format") == "onnx"
-        try:
-            from . import web
-            if onnx:  # without torch, which takes seconds and half a gigabyte
-                from . import onnx as loading
-            else:
-                from . import loading
-        except ImportError as e:
-            traceback.print_exc()
-            raise Failure("engine_missing", f"The Python environment of the engine lacks something: {e}",
-                          "Run `llmm engine install transformers`, or name an interpreter that has " +
-                          ("onnxruntime and tokenizers." if onnx else "torch, transformers and safetensors."))
-        return loading, web
-
-    modules = await in_thread(imported, loop, stop)
-    if modules is None:
-        return None, False
-    loading, web = modules
+    """Opens the port, imports, loads. Slow steps run in a thread, so that SIGTERM is obeyed at once."""
+    onnx = settings.get("format") == "onnx"
+    with needed(onnx):
+        from . import web  # without torch: that a port is taken is learnt before seconds have passed
     server = web.Server(key, control)
     try:
         await server.listen("127.0.0.1", settings["port"])
     except OSError as e:
         raise Failure("port", f"Port {settings['port']} of 127.0.0.1 cannot be used: {e}", "Load again: another port is chosen.")
+
+    def imported():
+        with needed(onnx):
+            if onnx:  # without torch, which takes seconds and half a gigabyte
+                from . import onnx as loading
+            else:
+                from . import loading
+        return loading
+
+    loading = await in_thread(imported, loop, stop)
+    if loading is None:
+        return server, False
     loaded = await in_thread(lambda: loading.load(settings, control), loop, stop)
     if loaded is None:
         return server, False
@@ -88,6 +85,18 @@ async def start(settings, key, control, loop, stop):
     log.info("loaded %s", json.dumps(loaded.report()))
     control.ready()
     return server, True
+
+
+@contextlib.contextmanager
+def needed(onnx):
+    """Says what the environment lacks, should an import fail."""
+    try:
+        yield
+    except ImportError as e:
+        traceback.print_exc()
+        raise Failure("engine_missing", f"The Python environment of the engine lacks something: {e}",
+                      "Run `llmm engine install transformers`, or name an interpreter that has " +
+                      ("onnxruntime and tokenizers." if onnx else "torch, transformers and safetensors."))
 
 
 async def in_thread(work, loop, stop):
