@@ -8,8 +8,15 @@ import (
 	"testing"
 )
 
-// TestMain lets the test binary be the child that fetches, as the program itself is when it measures.
+// TestMain lets the test binary be the children that the program itself is when it measures.
 func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == asPlain {
+		if err := servePlain(os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	if len(os.Args) == 2 && os.Args[1] == asFetcher {
 		if err := fetchAsChild(os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -39,6 +39,13 @@ func main() {
 	flag.StringVar(&b.fetchOnly, "fetch-only", "", "`part` of a name: fetch only in the weathers that have it: as fast, Xet, edges, fail")
 	only := flag.String("only", "", "comma-separated `groups` to measure: "+strings.Join(groupNames(), ", "))
 	flag.Parse()
+	if flag.Arg(0) == asPlain {
+		if err := servePlain(os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	if flag.Arg(0) == asFetcher {
 		if err := fetchAsChild(os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)

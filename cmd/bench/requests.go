@@ -85,7 +85,12 @@ func (b *bench) list(ctx context.Context) error {
 	return err
 }
 
-func (b *bench) listLines(ctx context.Context, s *server) error {
+func (b *bench) listLines(ctx context.Context, s *server) (err error) {
+	nothing, err := startPlain(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, nothing.stop()) }()
 	rnd := rand.New(rand.NewPCG(1, 2)) // the same requests in every run
 	anyModel := func() int { return rnd.IntN(b.models) }
 	const api = "/api/v1/models?limit=50"
@@ -104,6 +109,7 @@ func (b *bench) listLines(ctx context.Context, s *server) error {
 		{"filter, status ready (none)", func() string { return api + "&status=ready" }, func(_, n int) bool { return n == 0 }},
 		{"console's models page", func() string { return "/models" }, nil},
 		{"console's models page, search", func() string { return fmt.Sprintf("/models?q=instruct-%06d", anyModel()) }, nil},
+		{plainLine, func() string { return "/" }, nil},
 	}
 	if err := warm(ctx, s); err != nil {
 		return err
@@ -118,8 +124,12 @@ func (b *bench) listLines(ctx context.Context, s *server) error {
 		for i := range paths {
 			paths[i] = l.path()
 		}
+		whom := s
+		if l.name == plainLine {
+			whom = nothing.server
+		}
 		got, err := openLoop(ctx, b.rate, len(paths), func(ctx context.Context, i int) (func() error, error) {
-			out, err := s.do(ctx, "GET", paths[i], nil)
+			out, err := whom.do(ctx, "GET", paths[i], nil)
 			if err != nil || l.hits == nil {
 				return nil, err
 			}
@@ -145,11 +155,19 @@ func (b *bench) listLines(ctx context.Context, s *server) error {
 	}
 	for n, l := range lines {
 		slices.Sort(worst[n])
-		b.line(l.name+", p99", float64(quantile(all[n].latency, .99)), float64(10*time.Millisecond), millis,
-			fmt.Sprintf("%s; the %d turns' own %s … %s", all[n].note(), turns, ms(worst[n][0]), ms(worst[n][turns-1])))
+		p99 := float64(quantile(all[n].latency, .99))
+		note := fmt.Sprintf("%s; the %d turns' own %s … %s", all[n].note(), turns, ms(worst[n][0]), ms(worst[n][turns-1]))
+		if l.name == plainLine {
+			b.fact(l.name+", p99", p99, millis, note)
+			continue
+		}
+		b.line(l.name+", p99", p99, float64(10*time.Millisecond), millis, note)
 	}
 	return nil
 }
+
+// plainLine is asked of a server that does nothing, in turn with the others: the least that a request takes here.
+const plainLine = "  the machine alone: a page from memory"
 
 // turns is how many times the lines of lists take their turn.
 const turns = 4

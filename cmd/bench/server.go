@@ -48,9 +48,7 @@ func (b *bench) start(ctx context.Context, dir, models string, flags ...string) 
 		return nil, err
 	}
 	defer log.Close()
-	// Redirects are not followed: a page that sends to the sign-in is not the page that is measured.
-	s.client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 256, MaxIdleConns: 256},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	s.client = newClient()
 	// Not ended with ctx: it is told to stop, so that it ends its engines.
 	s.cmd = exec.CommandContext(context.WithoutCancel(ctx), b.binary, args...)
 	for _, kv := range os.Environ() {
@@ -72,6 +70,13 @@ func (b *bench) start(ctx context.Context, dir, models string, flags ...string) 
 		return nil, errors.Join(err, s.stop())
 	}
 	return s, nil
+}
+
+// newClient keeps its connections. It follows no redirects: a page that sends to the sign-in is not the page that is
+// measured.
+func newClient() *http.Client {
+	return &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 256, MaxIdleConns: 256},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
 // awaitReady asks every millisecond, on a connection of its own each time until one is accepted.
