@@ -52,7 +52,7 @@ func chooseAmong(in choiceInput) (int, []registry.EngineVerdict) {
 	chosen := -1
 	for i, e := range in.engines {
 		switch {
-		case !auto && e.info.Name == in.model.Engine:
+		case !auto && e.info.Name == in.model.Engine && chosen < 0:
 			chosen = i
 		case auto && !e.info.OnlyNamed && ranks[i] < unusable && (chosen < 0 || ranks[i] < ranks[chosen]):
 			chosen = i
