@@ -373,21 +373,21 @@ func HolderNote(h registry.Holder) string {
 	return s
 }
 
-// HolderSays says what a holder holds and whether it could leave.
-func HolderSays(h registry.Holder) string {
-	s := "holds "
+// HolderSays says what a holder holds and whether it could leave, unless nobody's leaving would help.
+func HolderSays(h registry.Holder, s registry.Shortage) string {
+	says := "holds "
 	if h.Promised {
-		s = "is promised "
+		says = "is promised "
 	}
-	s += Bytes(h.Bytes)
+	says += Bytes(h.Bytes)
 	switch {
-	case h.ModelID == "":
+	case h.ModelID == "" || s.Needed > s.Total: // what is larger than the device fits after no eviction
 	case h.Evictable:
-		s += ", idle, could leave"
+		says += ", idle, could leave"
 	default:
-		s += ", cannot be evicted"
+		says += ", cannot be evicted"
 	}
-	return s
+	return says
 }
 
 // FailureTitle is the first sentence about a failed load.

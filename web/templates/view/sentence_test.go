@@ -48,6 +48,21 @@ func TestPlanIsNews(t *testing.T) {
 	}
 }
 
+// Who could leave is told where that could help.
+func TestHolderSays(t *testing.T) {
+	idle := registry.Holder{ModelID: "a", Bytes: 1 << 30, Evictable: true}
+	if got := HolderSays(idle, registry.Shortage{Needed: 2 << 30, Total: 4 << 30}); got != "holds 1 GiB, idle, could leave" {
+		t.Error(got)
+	}
+	if got := HolderSays(idle, registry.Shortage{Needed: 9 << 30, Total: 4 << 30}); got != "holds 1 GiB" {
+		t.Error(got)
+	}
+	busy := registry.Holder{ModelID: "b", Bytes: 1 << 30, Promised: true}
+	if got := HolderSays(busy, registry.Shortage{Needed: 2 << 30, Total: 4 << 30}); got != "is promised 1 GiB, cannot be evicted" {
+		t.Error(got)
+	}
+}
+
 func TestAuditWords(t *testing.T) {
 	for _, c := range []struct {
 		in        registry.AuditEntry
