@@ -14,9 +14,12 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
-// ReadONNX reads the facts of an ONNX model: main, and the files of external data beside it. The graph itself is not
-// parsed: what is known of it comes from a config.json in the same folder, if there is one. It needs few and short reads;
-// ScanONNX reads the graph.
+// shortGraph is how large a graph may be, in bytes, that is read from a network too: one whose weights lie in other files.
+const shortGraph = 2 << 20
+
+// ReadONNX reads the facts of an ONNX model: main, and the files of external data beside it. It needs few and short reads, so
+// that of a graph which holds its weights only the size is known, and what a config.json in the same folder says; CountONNX
+// reads such a graph.
 func ReadONNX(main registry.File, data []registry.File, beside []registry.File, open Opener) (registry.Facts, error) {
 	f := registry.Facts{Format: registry.FormatONNX, WeightBytes: main.Size}
 	for _, x := range data {
@@ -40,8 +43,24 @@ func ReadONNX(main registry.File, data []registry.File, beside []registry.File, 
 		}
 		cfg.facts(&f)
 	}
+	if main.Size <= shortGraph {
+		CountONNX(&f, main, open)
+	}
 	err = d.extras(&f)
 	return f, err
+}
+
+// CountONNX fills in what the graph says of its weights: their number, type and bytes. A graph that cannot be read leaves f as
+// it is: whoever loads it says why.
+func CountONNX(f *registry.Facts, main registry.File, open Opener) {
+	r, err := open(main.Path)
+	if err != nil {
+		return
+	}
+	graph, err := ScanONNX(r, main.Size)
+	if r.Close() == nil && err == nil && graph.Parameters > 0 {
+		f.Parameters, f.WeightBytes, f.DType = graph.Parameters, graph.Bytes, graph.DType
+	}
 }
 
 func looksLikeONNX(start []byte) error {

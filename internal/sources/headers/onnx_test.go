@@ -128,3 +128,40 @@ func FuzzONNX(f *testing.F) {
 		}
 	})
 }
+
+// TestReadONNX: a short graph is read, one that cannot be read keeps what its size says, and a long one is counted only when
+// that is asked for.
+func TestReadONNX(t *testing.T) {
+	outside := sourcetest.ONNX(sourcetest.ONNXTensor{Name: "a", DType: 3, Dims: []uint64{64, 64}, Location: "model.onnx_data"})
+	inside := sourcetest.ONNX(sourcetest.ONNXTensor{Name: "a", DType: 10, Dims: []uint64{1 << 10, 1 << 11}, Data: make([]byte, 4<<20)})
+	files := map[string][]byte{"outside.onnx": outside, "inside.onnx": inside, "broken.onnx": append([]byte{8, 8}, bytes.Repeat([]byte{9}, 90)...),
+		"config.json": []byte(`{"architectures": ["BertModel"], "model_type": "bert", "torch_dtype": "float32", "max_position_embeddings": 512}`)}
+	open := func(name string) (headers.File, error) { return memory{bytes.NewReader(files[name])}, nil }
+	read := func(name string, data ...registry.File) registry.Facts {
+		t.Helper()
+		f, err := headers.ReadONNX(registry.File{Path: name, Size: int64(len(files[name]))}, data, []registry.File{{Path: "config.json", Size: int64(len(files["config.json"]))}}, open)
+		if err != nil || f.Architecture != "BertModel" || !f.Embedding {
+			t.Fatalf("%+v, %v", f, err)
+		}
+		return f
+	}
+	if f := read("outside.onnx", registry.File{Path: "model.onnx_data", Size: 5000}); f.Parameters != 4096 || f.WeightBytes != 4096 || f.DType != "i8" {
+		t.Errorf("a short graph: %+v", f)
+	}
+	if f := read("broken.onnx"); f.Parameters != 0 || f.WeightBytes != 92 {
+		t.Errorf("a graph that cannot be read: %+v", f)
+	}
+	f := read("inside.onnx")
+	if f.Parameters != 0 || f.WeightBytes != int64(len(inside)) {
+		t.Errorf("a long graph: %+v", f)
+	}
+	headers.CountONNX(&f, registry.File{Path: "inside.onnx", Size: int64(len(inside))}, open)
+	if f.Parameters != 2<<20 || f.WeightBytes != 4<<20 || f.DType != "f16" {
+		t.Errorf("a long graph, counted: %+v", f)
+	}
+}
+
+// memory is a file in memory.
+type memory struct{ *bytes.Reader }
+
+func (memory) Close() error { return nil }
