@@ -201,9 +201,12 @@ func plainOllama(ctx context.Context, home, gguf string, like *command) (took ti
 	}
 	const name = "bench"
 	if _, err := os.Stat(filepath.Join(home, "created")); err != nil {
-		create := exec.CommandContext(ctx, like.argv[0], "create", name, "-f", "-")
+		recipe := filepath.Join(home, "Modelfile")
+		if err := os.WriteFile(recipe, []byte("FROM "+gguf+"\nPARAMETER num_ctx 2048\nPARAMETER num_gpu 0\nPARAMETER num_batch 512\n"), 0o600); err != nil {
+			return 0, err
+		}
+		create := exec.CommandContext(ctx, like.argv[0], "create", name, "-f", recipe)
 		create.Env, create.Dir = env, home
-		create.Stdin = strings.NewReader("FROM " + gguf + "\nPARAMETER num_ctx 2048\nPARAMETER num_gpu 0\nPARAMETER num_batch 512\n")
 		if out, err := create.CombinedOutput(); err != nil {
 			return 0, fmt.Errorf("ollama create: %w\n%s", err, out)
 		}
