@@ -96,9 +96,9 @@ const workerPrompt = "Once upon a time"
 func (b *bench) workerRequests(ctx context.Context, over *workerClient, in *inProcess) (time.Duration, error) {
 	b.say("asking the worker %d times", requestRounds)
 	got, err := inTurn(requestRounds, 20, []way{
-		func() (time.Duration, string, error) { return over.complete(ctx, workerPrompt, 1) },
-		func() (time.Duration, string, error) { return in.ask("engine", workerPrompt, 1) },
-		func() (time.Duration, string, error) { return in.ask("plain", workerPrompt, 1) },
+		func() (time.Duration, string, error) { return over.complete(ctx, 1) },
+		func() (time.Duration, string, error) { return in.ask("engine", 1) },
+		func() (time.Duration, string, error) { return in.ask("plain", 1) },
 	})
 	if err != nil {
 		return 0, err
@@ -120,9 +120,9 @@ func half(ds []time.Duration, n float64) string {
 func (b *bench) workerStreams(ctx context.Context, over *workerClient, in *inProcess, request time.Duration) error {
 	b.say("streaming %d times %d tokens", streamRounds, streamTokens)
 	got, err := inTurn(streamRounds, 2, []way{
-		func() (time.Duration, string, error) { return over.stream(ctx, workerPrompt, streamTokens) },
-		func() (time.Duration, string, error) { return in.ask("engine", workerPrompt, streamTokens) },
-		func() (time.Duration, string, error) { return in.ask("plain", workerPrompt, streamTokens) },
+		func() (time.Duration, string, error) { return over.stream(ctx, streamTokens) },
+		func() (time.Duration, string, error) { return in.ask("engine", streamTokens) },
+		func() (time.Duration, string, error) { return in.ask("plain", streamTokens) },
 	})
 	if err != nil {
 		return err
@@ -230,12 +230,12 @@ func newWorkerClient(cmd *command) (*workerClient, error) {
 	return &workerClient{base: fmt.Sprintf("http://127.0.0.1:%d", settings.Port), key: cmd.value("LLMM_WORKER_KEY"), client: &http.Client{Transport: &http.Transport{}}}, nil
 }
 
-func (w *workerClient) post(ctx context.Context, prompt string, tokens int, stream bool) (*http.Response, error) {
-	body, err := json.Marshal(map[string]any{"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": true, "stream": stream})
+func (w *workerClient) post(ctx context.Context, tokens int, stream bool) (*http.Response, error) {
+	body, err := json.Marshal(map[string]any{"prompt": workerPrompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": true, "stream": stream})
 	if err != nil {
 		return nil, err
 	}
-	req, err := http.NewRequestWithContext(ctx, "POST", w.base+"/v1/completions", bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, w.base+"/v1/completions", bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
@@ -261,9 +261,9 @@ func (c completionChunk) text() string {
 	return c.Choices[0].Text
 }
 
-func (w *workerClient) complete(ctx context.Context, prompt string, tokens int) (time.Duration, string, error) {
+func (w *workerClient) complete(ctx context.Context, tokens int) (time.Duration, string, error) {
 	began := time.Now()
-	resp, err := w.post(ctx, prompt, tokens, false)
+	resp, err := w.post(ctx, tokens, false)
 	if err != nil {
 		return 0, "", err
 	}
@@ -283,9 +283,9 @@ func (c completionChunk) textOf(b []byte) string {
 }
 
 // stream times the whole stream. What the events say is read afterwards.
-func (w *workerClient) stream(ctx context.Context, prompt string, tokens int) (time.Duration, string, error) {
+func (w *workerClient) stream(ctx context.Context, tokens int) (time.Duration, string, error) {
 	began := time.Now()
-	resp, err := w.post(ctx, prompt, tokens, true)
+	resp, err := w.post(ctx, tokens, true)
 	if err != nil {
 		return 0, "", err
 	}
@@ -350,8 +350,8 @@ func (p *inProcess) stop() {
 }
 
 // ask is timed by the process itself: what crosses the pipe does not count.
-func (p *inProcess) ask(how, prompt string, tokens int) (time.Duration, string, error) {
-	if err := json.NewEncoder(p.in).Encode(map[string]any{"how": how, "prompt": prompt, "tokens": tokens}); err != nil {
+func (p *inProcess) ask(how string, tokens int) (time.Duration, string, error) {
+	if err := json.NewEncoder(p.in).Encode(map[string]any{"how": how, "prompt": workerPrompt, "tokens": tokens}); err != nil {
 		return 0, "", err
 	}
 	return p.answer()

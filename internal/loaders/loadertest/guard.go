@@ -28,7 +28,7 @@ func guard() (end func() error, err error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(self) //nolint:noctx // it ends with us
+	cmd := exec.Command(self)
 	// Not our streams: go test waits for everybody who holds them. Not our group: Ctrl-C is for us.
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", envGuard, os.Getpid()))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

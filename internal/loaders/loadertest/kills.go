@@ -81,10 +81,10 @@ func (s *suite) killOnce(t *testing.T, m moment) {
 	a := s.attempt(t, spec)
 	v := &victim{suite: s, attempt: a}
 	a.onStart = func(h registry.Handle) {
-		switch m {
-		case atStart:
+		if m == atStart {
 			v.killAfter(h, 10*time.Millisecond)
-		case whileEngine:
+		}
+		if m == whileEngine {
 			v.killAfter(h, s.Span*3/4)
 		}
 	}
