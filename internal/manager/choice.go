@@ -72,7 +72,7 @@ func chooseAmong(in choiceInput) (int, []registry.EngineVerdict) {
 			v.Chosen, v.Why = true, why
 		case i == chosen:
 			v.Chosen, v.Why = true, in.whyChosen(chosen, ranks, v.Why)
-		case e.info.OnlyNamed && ranks[i] < unusable:
+		case e.info.OnlyNamed:
 			v.Why = "runs only models that name it"
 		case ranks[i] == unfit || ranks[i] == unusable:
 		case chosen >= 0 && !auto:
