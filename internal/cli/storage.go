@@ -161,6 +161,7 @@ func lookupLines(t io.Writer, l registry.Lookup) {
 	}
 	row("files", size)
 	factLines(row, l.Facts)
+	row("tokenizer_path", companionText(l.Tokenizer))
 	if l.Plan != nil {
 		row("load", l.Plan.Sentence)
 	}
@@ -228,10 +229,23 @@ func artifactLines(v any) []string {
 		row("on disk", a.Fetched+" in "+a.Root+", since "+a.FetchedAt.Local().Format("2006-01-02 15:04"))
 	}
 	factLines(row, a.Facts)
+	row("tokenizer", companionText(a.Tokenizer))
 	if a.Problem != nil {
 		row("problem", a.Problem.Msg)
 	}
 	return out
+}
+
+// companionText is a tokenizer of another place in one line; "" for none.
+func companionText(c *registry.Companion) string {
+	if c == nil {
+		return ""
+	}
+	text := fmt.Sprintf("%s at %s, %s in %s", c.Path, c.Revision, bytes(c.Bytes), countFiles(len(c.Files)))
+	if c.Folder != "" {
+		text += ", in " + c.Folder
+	}
+	return text
 }
 
 type storageCmd struct {

@@ -26,7 +26,7 @@ func refKey(m registry.Model) string {
 func resolvedArtifact(model registry.Model, before registry.ModelArtifact, snap sources.Snapshot, now time.Time) registry.ModelArtifact {
 	a := registry.ModelArtifact{
 		ModelID: model.ModelID, Ref: refKey(model), Source: model.SourceType, Path: model.SourcePath, Format: model.ModelFormat, Requested: model.Revision,
-		Revision: snap.Revision, Root: snap.Root, Main: snap.Main, Bytes: snap.Bytes, Files: snap.Files, Facts: snap.Facts, ResolvedAt: now,
+		Revision: snap.Revision, Root: snap.Root, Main: snap.Main, Bytes: snap.Bytes, Files: snap.Files, Facts: snap.Facts, Tokenizer: snap.Tokenizer, ResolvedAt: now,
 	}
 	if before.Ref == a.Ref {
 		a.Fetched, a.FetchedAt = before.Fetched, before.FetchedAt
@@ -52,7 +52,7 @@ func (m *Manager) fetched(ctx context.Context, model registry.Model, snap source
 			return before, loading
 		}
 		a := resolvedArtifact(model, before, snap, now)
-		a.Revision, a.Files, a.Bytes, a.Facts = art.Revision, art.Files, art.Bytes, art.Facts
+		a.Revision, a.Files, a.Bytes, a.Facts, a.Tokenizer = art.Revision, art.Files, art.Bytes, art.Facts, art.Tokenizer
 		if before.Ref == key && before.Revision == art.Revision {
 			a.Files = keepSums(a.Files, before.Files)
 		}
@@ -339,6 +339,11 @@ func (n *noticer) store(batch []*noticed) {
 		same := before.Ref == after.Ref && before.Revision == after.Revision
 		if same {
 			after.Changed = before.Changed // the look may be older than what the watch has seen; that takes it back itself
+		}
+		if c, was := after.Tokenizer, before.Tokenizer; c != nil && was != nil && c.Path == was.Path && c.Revision == was.Revision {
+			after.Tokenizer = was // it knows where it lies
+		} else if c != nil || was != nil {
+			same = false
 		}
 		return after, !same || before.Problem != nil || len(before.Files) != len(after.Files)
 	})

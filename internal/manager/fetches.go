@@ -43,7 +43,7 @@ type sharedFetch struct {
 // fetchKey names an artifact: the same source, revision and files.
 func fetchKey(t registry.SourceType, s sources.Snapshot) string {
 	h := sha256.New()
-	b, _ := json.Marshal([]any{t, s.Ref.Path, s.Ref.Format, s.Ref.Tokenizer, s.Revision, s.Main, s.Files}) // plain values: it cannot fail
+	b, _ := json.Marshal([]any{t, s.Ref.Path, s.Ref.Format, s.Ref.Tokenizer, s.Revision, s.Main, s.Files, s.Tokenizer}) // plain values: it cannot fail
 	h.Write(b)
 	return hex.EncodeToString(h.Sum(nil))
 }
@@ -137,6 +137,13 @@ func (m *Manager) runFetch(ctx context.Context, src sources.Source, snap sources
 		return registry.Artifact{}, err
 	}
 	defer let()
+	if c := snap.Tokenizer; c != nil && m.shelfOf(src.Type(), c.Path) != m.shelfOf(src.Type(), snap.Ref.Path) {
+		let, err := m.fetches.shelves.use(ctx, m.shelfOf(src.Type(), c.Path))
+		if err != nil {
+			return registry.Artifact{}, err
+		}
+		defer let()
+	}
 	if _, keeps := src.(sources.Keeper); keeps && snap.OnDisk < snap.Bytes {
 		slots := m.fetches.slots
 		select {

@@ -298,6 +298,9 @@ func (w *loadWork) load(ctx context.Context) (loaders.Instance, registry.Memory,
 	if err != nil {
 		return nil, none, "", err
 	}
+	if c := art.Tokenizer; c != nil {
+		given.TokenizerPath = c.Folder // where it was fetched to: engines reach no network
+	}
 	spec := loaders.LoadSpec{
 		Model: given, Artifact: art, InstanceID: w.instance, Device: registry.DeviceCPU, GPUs: plan.GPUs, Context: plan.Needs.Context, Reserved: plan.Needs.Bytes(),
 		LogPath: w.m.logPath(w.instance), Dir: filepath.Join(w.m.runDir(), w.instance),

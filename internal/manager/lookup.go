@@ -58,6 +58,7 @@ func (m *Manager) LookUp(ctx context.Context, in registry.Model) (registry.Looku
 		return out, err
 	}
 	out.Model, out.Revision, out.Files, out.Bytes, out.OnDisk, out.Facts, out.Plan = model.Redacted(), snap.Revision, snap.Files, snap.Bytes, snap.OnDisk, snap.Facts, &p
+	out.Tokenizer = snap.Tokenizer
 	out.Requests, out.Read, out.Problem = snap.Cost.Requests, snap.Cost.Bytes, registry.ProblemOf(refused)
 	return out, refused
 }

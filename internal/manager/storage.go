@@ -140,6 +140,11 @@ func (m *Manager) users(ctx context.Context, t registry.SourceType) (map[shelf][
 		}
 		p := m.shelfOf(t, path)
 		out[p] = append(out[p], u)
+		if c := byID[id].Tokenizer; c != nil {
+			u.revisions = []string{c.Revision}
+			p = m.shelfOf(t, c.Path)
+			out[p] = append(out[p], u)
+		}
 	}
 	return out, nil
 }

@@ -58,6 +58,9 @@ func (m *Manager) verifyContent(ctx context.Context, src sources.Source, model r
 			f.SHA256 = sums.sha256
 		}
 	}
+	if err := checkCompanion(ctx, src, art, report); err != nil {
+		return art, err
+	}
 	told := sumsOf(art.Files)
 	for _, f := range read.Files {
 		want := told[f.Path]
@@ -69,6 +72,30 @@ func (m *Manager) verifyContent(ctx context.Context, src sources.Source, model r
 		}
 	}
 	return read, nil
+}
+
+// checkCompanion reads the files of the tokenizer that comes from another place: a few small ones, whose hashes their
+// source tells.
+func checkCompanion(ctx context.Context, src sources.Source, art registry.Artifact, report func(registry.Progress)) error {
+	c := art.Tokenizer
+	if c == nil {
+		return nil
+	}
+	for _, f := range c.Files {
+		report(registry.Progress{Stage: registry.StageVerify, Done: art.Bytes, Total: art.Bytes, Unit: registry.UnitBytes, Msg: "The tokenizer: " + f.Path})
+		sums, err := hashFile(ctx, filepath.Join(c.Folder, filepath.FromSlash(f.Path)), f.Size, func(int) {})
+		if err != nil {
+			return err
+		}
+		of := registry.Artifact{Revision: c.Revision}
+		switch {
+		case f.SHA256 != "" && f.SHA256 != sums.sha256:
+			return notTheSame(src, of, c.Path+"/"+f.Path, "sha256 "+sums.sha256, f.SHA256)
+		case f.SHA256 == "" && gitName.MatchString(f.ETag) && f.ETag != sums.git:
+			return notTheSame(src, of, c.Path+"/"+f.Path, "the git blob "+sums.git, f.ETag)
+		}
+	}
+	return nil
 }
 
 // gitName is an ETag that is the SHA-1 of a git blob, as the Hub's small files have one.

@@ -13,6 +13,18 @@ type Artifact struct {
 	Bytes    int64     `json:"bytes"`
 	Facts    Facts     `json:"facts"`
 	At       time.Time `json:"at"`
+	// Tokenizer is the one that tokenizer_path names in another place; nil when it is the model's own or a folder of this
+	// machine.
+	Tokenizer *Companion `json:"tokenizer,omitempty"`
+}
+
+// Companion is files of another place that belong to a model.
+type Companion struct {
+	Path     string `json:"source_path"`      // as a source_path of the model's source
+	Revision string `json:"revision"`         // the exact one
+	Folder   string `json:"folder,omitempty"` // where it lies, once it is on this machine
+	Files    []File `json:"files"`
+	Bytes    int64  `json:"bytes"`
 }
 
 // File is one file of a snapshot or an artifact. Path is relative to the artifact's folder, with slashes.

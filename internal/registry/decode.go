@@ -72,7 +72,7 @@ var Fields = []Field{
 			}
 			return m.CustomLoaderParams
 		}},
-	{Name: "tokenizer_path", Kind: KindString, Help: "Where the tokenizer is, if not beside the weights.",
+	{Name: "tokenizer_path", Kind: KindString, Help: "Where the tokenizer is, if not beside the weights: a folder, or another repository of the Hub.",
 		set: str(func(m *Model) *string { return &m.TokenizerPath }, MaxPath), get: func(m *Model) any { return orNil(m.TokenizerPath) }},
 	{Name: "trust_remote_code", Kind: KindBool, Help: "Run Python that comes with the model. Off unless you trust its authors.",
 		set: boolean(func(m *Model, b bool) { m.TrustRemoteCode = b }), get: func(m *Model) any { return orNil(m.TrustRemoteCode) }},

@@ -17,6 +17,7 @@ type ModelArtifact struct {
 	Bytes      int64      `json:"bytes"`
 	Files      []File     `json:"files,omitempty"`
 	Facts      Facts      `json:"facts"`
+	Tokenizer  *Companion `json:"tokenizer,omitempty"`        // that tokenizer_path names in another place
 	Fetched    string     `json:"fetched_revision,omitempty"` // the one that is on disk; "" none that we know of
 	Loaded     string     `json:"loaded_revision,omitempty"`  // the one that was last given to an engine
 	Changed    string     `json:"changed,omitempty"`          // what is different on disk since, in words
@@ -32,7 +33,7 @@ func (a ModelArtifact) Artifact() Artifact {
 	if a.Main != "" {
 		path = a.Root + "/" + a.Main
 	}
-	return Artifact{Path: path, Revision: a.Revision, Files: a.Files, Bytes: a.Bytes, Facts: a.Facts, At: a.ResolvedAt}
+	return Artifact{Path: path, Revision: a.Revision, Files: a.Files, Bytes: a.Bytes, Facts: a.Facts, At: a.ResolvedAt, Tokenizer: a.Tokenizer}
 }
 
 // Storage is what occupies the disks.

@@ -13,14 +13,15 @@ type Offer struct {
 
 // Lookup is what is known of a model before any of its weights are fetched.
 type Lookup struct {
-	Model    Model   `json:"model"`    // what was asked for, with what could be filled in
-	Revision string  `json:"revision"` // the exact one that it resolved to
-	Files    []File  `json:"files"`
-	Bytes    int64   `json:"bytes"`
-	OnDisk   int64   `json:"on_disk"` // of Bytes, those that need not be downloaded any more
-	Facts    Facts   `json:"facts"`
-	Offers   []Offer `json:"offers,omitempty"`
-	Plan     *Plan   `json:"plan,omitempty"` // what a load would take now
+	Model     Model      `json:"model"`    // what was asked for, with what could be filled in
+	Revision  string     `json:"revision"` // the exact one that it resolved to
+	Files     []File     `json:"files"`
+	Bytes     int64      `json:"bytes"`
+	OnDisk    int64      `json:"on_disk"` // of Bytes, those that need not be downloaded any more
+	Facts     Facts      `json:"facts"`
+	Tokenizer *Companion `json:"tokenizer,omitempty"` // that tokenizer_path names in another place; fetched with the model
+	Offers    []Offer    `json:"offers,omitempty"`
+	Plan      *Plan      `json:"plan,omitempty"` // what a load would take now
 	// Problem is why the rest is not known and a fetch would fail, for a gated model whose files the caller may not have.
 	// What stands beside it is what everybody may know.
 	Problem  *Problem `json:"problem,omitempty"`

@@ -106,6 +106,7 @@ func TestLookUpOverTheAPI(t *testing.T) {
 	} {
 		w.member.json("POST", "/api/v1/lookup", body).is(http.StatusUnprocessableEntity).has(field)
 	}
+	w.member.json("POST", "/api/v1/lookup", `{"source_type":"huggingface","source_path":"team/bare","engine":"fake","tokenizer_path":"org/words"}`).is(http.StatusOK).has(`"source_path":"org/words"`)
 	w.depot.Fail("team/gated", &registry.Error{Code: registry.CodeLoadingFailed, Msg: "The repository is gated", Failure: &registry.Failure{Kind: registry.FailureGated, Hint: "Accept the terms first"}})
 	gated := w.member.json("POST", "/api/v1/lookup", `{"source_type":"huggingface","source_path":"team/gated","engine":"fake"}`).is(http.StatusOK).has("Accept the terms first").has("llama3.1").has("weights.gguf")
 	if p, _ := gated.field("problem").(map[string]any); p["code"] != "loading_failed" {

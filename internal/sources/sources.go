@@ -39,6 +39,9 @@ type Snapshot struct {
 	OnDisk   int64          // of Bytes, those that Fetch need not download any more
 	Facts    registry.Facts // from the headers alone
 	Cost     Cost           // what it took to find this out
+	// Tokenizer is what Ref.Tokenizer names at another place of the same source, which Fetch brings along; nil for none. Its
+	// bytes are not in Bytes.
+	Tokenizer *registry.Companion
 }
 
 // Cost is what a look at a source took of the network. Zero for one that is not behind a network.

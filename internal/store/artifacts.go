@@ -26,6 +26,7 @@ type artifactRow struct {
 	Loaded    string `gorm:"column:loaded_revision"`
 	Changed   string `gorm:"column:changed"`
 	Problem   string `gorm:"column:problem"`
+	Tokenizer string `gorm:"column:tokenizer"`
 	Resolved  int64  `gorm:"column:resolved_at"`
 	FetchedAt int64  `gorm:"column:fetched_at"`
 	UsedAt    int64  `gorm:"column:used_at"`
@@ -45,6 +46,9 @@ func artifactRowOf(a registry.ModelArtifact) (r artifactRow, err error) {
 	if r.Facts, err = toJSON(&a.Facts); err != nil {
 		return r, err
 	}
+	if r.Tokenizer, err = toJSON(a.Tokenizer); err != nil {
+		return r, err
+	}
 	r.Problem, err = toJSON(a.Problem)
 	return r, err
 }
@@ -59,6 +63,9 @@ func (r artifactRow) artifact() (registry.ModelArtifact, error) {
 		return a, err
 	}
 	if err := fromJSON(r.Facts, &a.Facts); err != nil {
+		return a, err
+	}
+	if err := fromJSON(r.Tokenizer, &a.Tokenizer); err != nil {
 		return a, err
 	}
 	return a, fromJSON(r.Problem, &a.Problem)

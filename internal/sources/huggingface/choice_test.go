@@ -2,6 +2,8 @@ package huggingface_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -10,6 +12,7 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 	"github.com/industriverse/llmmodelmanager/internal/sources"
 	"github.com/industriverse/llmmodelmanager/internal/sources/hubtest"
+	"github.com/industriverse/llmmodelmanager/internal/sources/huggingface"
 	"github.com/industriverse/llmmodelmanager/internal/sources/sourcetest"
 )
 
@@ -224,17 +227,91 @@ func TestCostOfAVocabulary(t *testing.T) {
 	}
 }
 
-// TestTokenizerPath: a tokenizer of somewhere else counts, and is said not to come with the model.
+// TestTokenizerPath: a tokenizer of another repository is fetched along, a few files of it; one of the repository's own
+// folders is, too; one of this machine is the engine's to open.
 func TestTokenizerPath(t *testing.T) {
 	r := newRig(t, hubtest.Options{})
-	r.hub.Put(t, "org/bare", map[string][]byte{"config.json": []byte(sourcetest.LlamaConfig), "model.safetensors": sourcetest.Safetensors(sourcetest.STTensor{Name: "model.norm.weight", DType: "F32", Shape: []int64{4}, Data: make([]byte, 16)})})
+	config := []byte(sourcetest.LlamaConfig)
+	words := map[string][]byte{"tokenizer.json": []byte(`{"model": {}}`), "tokenizer_config.json": []byte(`{}`), "config.json": config, "README.md": []byte("# words"),
+		"model.safetensors": sourcetest.Safetensors(sourcetest.STTensor{Name: "x", DType: "F32", Shape: []int64{4}, Data: make([]byte, 16)}), "tokenization_own.py": []byte("import os")}
+	commit := r.hub.Put(t, "org/words", words)
+	r.hub.Put(t, "org/nothing-to-say", map[string][]byte{"config.json": config})
+	r.hub.Put(t, "org/bare", map[string][]byte{"config.json": config, "model.safetensors": sourcetest.Safetensors(sourcetest.STTensor{Name: "model.norm.weight", DType: "F32", Shape: []int64{4}, Data: make([]byte, 16)}),
+		"words/tokenizer.json": []byte(`{}`), "words/weights.bin": []byte("x")})
 	ref := safetensors("org/bare")
 	if f := r.resolve(r.source, ref).Facts; f.Tokenizer || !strings.Contains(strings.Join(f.Notes, " "), "set tokenizer_path") {
 		t.Errorf("%+v", f)
 	}
+	ref.Tokenizer = "words"
+	if snap := r.resolve(r.source, ref); !snap.Facts.Tokenizer || snap.Tokenizer != nil || !cmp.Equal(paths(snap.Files), []string{"config.json", "model.safetensors", "words/tokenizer.json"}) {
+		t.Errorf("a folder of its own: %+v %v", snap.Facts, paths(snap.Files))
+	}
+	ref.Tokenizer = "/opt/words"
+	if snap := r.resolve(r.source, ref); !snap.Facts.Tokenizer || snap.Tokenizer != nil {
+		t.Errorf("a folder of this machine: %+v", snap)
+	}
+
+	for _, name := range []string{"org/words", "hf://org/words@main", r.hub.URL + "/org/words"} {
+		ref.Tokenizer = name
+		snap := r.resolve(r.source, ref)
+		if c := snap.Tokenizer; !snap.Facts.Tokenizer || c == nil || c.Path != "org/words" || c.Revision != commit || c.Bytes == 0 || !cmp.Equal(paths(c.Files), []string{"config.json", "tokenizer.json", "tokenizer_config.json"}) {
+			t.Fatalf("%s: %+v", name, snap)
+		}
+	}
+	snap := r.resolve(r.source, ref)
+	var first, last registry.Progress
+	a, err := r.source.Fetch(within(t), snap, func(p registry.Progress) {
+		if first.Total == 0 {
+			first = p
+		}
+		if p.Done < last.Done && p.Stage == last.Stage {
+			t.Errorf("progress went back from %+v to %+v", last, p)
+		}
+		last = p
+	})
+	if err != nil || a.Tokenizer == nil || a.Bytes != snap.Bytes {
+		t.Fatalf("%+v %v", a, err)
+	}
+	if whole := snap.Bytes + snap.Tokenizer.Bytes; first.Total != whole || last.Done != whole || last.Total != whole {
+		t.Errorf("of %d bytes it began with %+v and ended with %+v", whole, first, last)
+	}
+	for _, name := range paths(snap.Tokenizer.Files) {
+		if got, err := os.ReadFile(filepath.Join(a.Tokenizer.Folder, name)); err != nil || string(got) != string(words[name]) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// Both are the cache's, for Python as well; and nothing is fetched twice, nor needed of the network any more.
+	r.same()
+	r.hub.Forget()
+	if _, err := r.source.Fetch(within(t), r.resolve(r.source, ref), func(registry.Progress) {}); err != nil || r.hub.Served().Bytes != 0 {
+		t.Errorf("a second time %d bytes were fetched: %v", r.hub.Served().Bytes, err)
+	}
+	away := r.open(offline)
+	if again, err := away.Fetch(within(t), r.resolve(away, ref), func(registry.Progress) {}); err != nil || again.Tokenizer.Folder != a.Tokenizer.Folder {
+		t.Errorf("without the Hub: %+v %v", again, err)
+	}
+
+	for name, want := range map[string]string{"org/nothing-to-say": "holds no tokenizer", "org/none": "tokenizer_path", "no such folder!": "tokenizer_path"} {
+		ref.Tokenizer = name
+		if _, err := r.source.Resolve(within(t), ref); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "source_path") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// A GGUF file has its own, and does not fail for another.
+	r.hub.Put(t, "org/file", map[string][]byte{"tiny.gguf": sourcetest.TinyGGUF(1)})
+	own := gguf("org/file")
+	own.Tokenizer = "org/none"
+	if snap := r.resolve(r.source, own); snap.Tokenizer != nil || !strings.Contains(strings.Join(snap.Facts.Notes, " "), "the file has its own") {
+		t.Errorf("%+v", snap)
+	}
+	own.Tokenizer = "org/words"
+	if snap := r.resolve(r.source, own); snap.Tokenizer == nil {
+		t.Errorf("%+v", snap)
+	}
+	r.hub.Set(t, "org/words", hubtest.Settings{Gated: "manual"})
 	ref.Tokenizer = "org/words"
-	if f := r.resolve(r.source, ref).Facts; !f.Tokenizer || !strings.Contains(strings.Join(f.Notes, " "), "neither checked nor fetched") {
-		t.Errorf("%+v", f)
+	if _, err := r.open(func(o *huggingface.Options) { o.Cache = t.TempDir() }).Fetch(within(t), r.resolve(r.source, ref), func(registry.Progress) {}); err == nil || !strings.Contains(err.Error(), "org/words is gated") {
+		t.Errorf("a gated tokenizer: %v", err)
 	}
 }
 

@@ -33,14 +33,29 @@ func (s *Source) Fetch(ctx context.Context, snap sources.Snapshot, report func(r
 	if err := ctx.Err(); err != nil {
 		return registry.Artifact{}, err
 	}
-	d := &download{source: s, snap: snap, report: report}
+	here := int64(0) // of the tokenizer
+	whole := func(p registry.Progress) {
+		p.Done, p.Total = p.Done+here, snap.Bytes
+		if snap.Tokenizer != nil {
+			p.Total += snap.Tokenizer.Bytes
+		}
+		report(p)
+	}
+	tokenizer, err := s.bringTokenizer(ctx, snap, whole)
+	if err != nil {
+		return registry.Artifact{}, final(err)
+	}
+	if tokenizer != nil {
+		here = tokenizer.Bytes
+	}
+	d := &download{source: s, snap: snap, report: whole}
 	defer d.close()
 	if err := d.run(ctx); err != nil {
 		return registry.Artifact{}, final(err)
 	}
 	return registry.Artifact{
 		Path: filepath.Join(d.repo.on("snapshots", snap.Revision), filepath.FromSlash(snap.Main)), Revision: snap.Revision,
-		Files: snap.Files, Bytes: snap.Bytes, Facts: snap.Facts, At: s.now().UTC(),
+		Files: snap.Files, Bytes: snap.Bytes, Facts: snap.Facts, At: s.now().UTC(), Tokenizer: tokenizer,
 	}, nil
 }
 
@@ -65,6 +80,14 @@ func (d *download) close() {
 }
 
 func (d *download) run(ctx context.Context) error {
+	if err := d.obtain(ctx); err != nil {
+		return err
+	}
+	return d.verify(ctx)
+}
+
+// obtain gets every file into its place.
+func (d *download) obtain(ctx context.Context) error {
 	a, errs := d.source.understand(d.snap.Ref)
 	if len(errs) > 0 {
 		return refused(errs)
@@ -85,7 +108,7 @@ func (d *download) run(ctx context.Context) error {
 	}
 	d.remember()
 	d.tell(0, "")
-	return d.verify(ctx)
+	return nil
 }
 
 // complete brings what is missing, with a note beside it for as long as that is not through.

@@ -186,12 +186,19 @@ func (s *Source) compose(ctx context.Context, f *found) (sources.Snapshot, error
 	if err != nil && !isGated(err) {
 		return sources.Snapshot{Ref: f.ref}, headers.InFile(err, f.id)
 	}
+	if err == nil {
+		err = s.tokenizer(ctx, &snap, f, files)
+		if err != nil && !isGated(err) {
+			return sources.Snapshot{Ref: f.ref}, err
+		}
+	}
 	s.measure(&snap, f)
 	if err == nil && !f.exact && snap.OnDisk == snap.Bytes {
 		// Everything is here: all headers are read instead of a few, which tells the memory more exactly.
 		f.exact = true
 		again := snap
 		if s.chosen(&again, f, files, open) == nil {
+			again.Facts.Tokenizer = again.Facts.Tokenizer || snap.Facts.Tokenizer
 			snap.Facts = again.Facts
 		}
 	}
@@ -201,10 +208,6 @@ func (s *Source) compose(ctx context.Context, f *found) (sources.Snapshot, error
 	facts.Gated = facts.Gated || f.hints.Gated
 	facts.Licence = cmp.Or(facts.Licence, f.hints.Licence)
 	facts.Code = facts.Code || slices.Contains(f.tags, "custom_code")
-	if f.ref.Tokenizer != "" {
-		facts.Tokenizer = true
-		facts.Notes = append(facts.Notes, "tokenizer_path is given to the engine as it is: it is neither checked nor fetched with the model.")
-	}
 	if !facts.Tokenizer && err == nil {
 		facts.Notes = append(facts.Notes, "No tokenizer was found; set tokenizer_path if it is somewhere else.")
 	}
@@ -266,6 +269,9 @@ func (s *Source) chosen(snap *sources.Snapshot, f *found, files []registry.File,
 		beside := pick.BesideONNX(files, set.Main, f.ref.RemoteCode)
 		snap.Main, snap.Files = set.Main, sorted(set.Files, beside)
 		snap.Facts, err = headers.ReadONNX(set.Files[0], set.Files[1:], withoutCard(beside, f.offline), open)
+		if err == nil && f.exact {
+			headers.CountONNX(&snap.Facts, set.Files[0], open)
+		}
 		return err
 	case registry.FormatSafetensors, registry.FormatTransformersPT:
 		list := pick.Folder(files, f.ref.RemoteCode)

@@ -105,6 +105,30 @@ func Small(name string) bool {
 	return slices.Contains(smallKinds, ext) || ext == "" && strings.ToUpper(name) == name // LICENSE, NOTICE
 }
 
+// besideTokenizer are what belongs to a tokenizer of transformers beside the vocabulary. config.json is among them: where
+// tokenizer_config.json names no class, the model's type does.
+var besideTokenizer = []string{"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja", "chat_template.json", "config.json"}
+
+// Tokenizer returns the files of a tokenizer among those of a folder, and nothing else of it; its Python only with code.
+func Tokenizer(files []registry.File, code bool) []registry.File {
+	var out []registry.File
+	for _, f := range files {
+		name := path.Base(f.Path)
+		switch dir := path.Dir(f.Path); {
+		case dir == "additional_chat_templates" && path.Ext(name) == ".jinja":
+		case dir != ".":
+			continue
+		case slices.Contains(besideTokenizer, name), headers.HasTokenizer([]string{name}):
+		case code && strings.HasPrefix(name, "tokenization_") && path.Ext(name) == ".py":
+		default:
+			continue
+		}
+		out = append(out, f)
+	}
+	slices.SortFunc(out, func(a, b registry.File) int { return strings.Compare(a.Path, b.Path) })
+	return out
+}
+
 // favourites are the quantisations that are offered first: small without a loss that most would notice.
 var favourites = []string{"Q4_K_M", "UD-Q4_K_XL", "Q5_K_M", "Q6_K", "Q8_0", "Q4_K_S", "Q5_K_S", "Q4_0", "Q4_1", "IQ4_XS", "IQ4_NL", "MXFP4"}
 

@@ -134,7 +134,29 @@ func (d *Depot) Resolve(ctx context.Context, ref sources.Ref) (sources.Snapshot,
 	if fi, err := os.Stat(filepath.Join(d.Folder(ref.Path, rev), "weights.gguf")); err == nil {
 		s.OnDisk = fi.Size()
 	}
+	if strings.Contains(ref.Tokenizer, "/") && !filepath.IsAbs(ref.Tokenizer) {
+		s.Tokenizer = &registry.Companion{Path: ref.Tokenizer, Revision: "t1", Bytes: int64(len(depotTokenizer)), Files: []registry.File{{Path: "weights.gguf", Size: int64(len(depotTokenizer)), SHA256: depotTokenizerSum}}}
+	}
 	return s, nil
+}
+
+// A depot's tokenizer is a file of this content, and is called as its weights are so that Stored finds it.
+const (
+	depotTokenizer    = "{}"
+	depotTokenizerSum = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+)
+
+// tokenizer brings the tokenizer of a snapshot.
+func (d *Depot) tokenizer(s sources.Snapshot) (*registry.Companion, error) {
+	if s.Tokenizer == nil {
+		return nil, nil //nolint:nilnil // none is wanted
+	}
+	c := *s.Tokenizer
+	c.Folder = d.Folder(c.Path, c.Revision)
+	if err := os.MkdirAll(c.Folder, 0o700); err != nil {
+		return nil, err
+	}
+	return &c, os.WriteFile(filepath.Join(c.Folder, "weights.gguf"), []byte(depotTokenizer), 0o600)
 }
 
 // Fetch implements sources.Source. What has arrived is kept when it ends early.
@@ -145,6 +167,11 @@ func (d *Depot) Fetch(ctx context.Context, s sources.Snapshot, report func(regis
 	d.mu.Unlock()
 	dir, weights := d.Folder(s.Ref.Path, s.Revision), TinyGGUF(1)
 	art := registry.Artifact{Path: filepath.Join(dir, "weights.gguf"), Revision: s.Revision, Files: s.Files, Bytes: s.Bytes, Facts: s.Facts}
+	tokenizer, err := d.tokenizer(s)
+	if err != nil {
+		return art, err
+	}
+	art.Tokenizer = tokenizer
 	if s.OnDisk == s.Bytes {
 		report(registry.Progress{Stage: registry.StageVerify, Done: s.Bytes, Total: s.Bytes, Unit: registry.UnitBytes})
 		return art, nil

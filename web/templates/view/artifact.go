@@ -91,6 +91,9 @@ func (p ModelPage) FilesList() []Fact {
 		}
 		out = append(out, Fact{Name: "Revision", Value: ShortRevision(a.Revision), Note: note, Mono: true})
 	}
+	if c := a.Tokenizer; c != nil {
+		out = append(out, Fact{Name: "Tokenizer", Value: c.Path, Note: tokenizerNote(c)})
+	}
 	if a.Fetched != "" && a.Fetched != a.Revision {
 		out = append(out, Fact{Name: "Here", Value: ShortRevision(a.Fetched), Note: "an older revision, fetched " + minutesAgo(a.FetchedAt, p.Now), Mono: true})
 	} else if !a.FetchedAt.IsZero() && p.Remote() {
@@ -106,6 +109,15 @@ func (p ModelPage) FilesList() []Fact {
 		out = append(out, Fact{Name: "Where", Value: p.Files.Where, Mono: true})
 	}
 	return out
+}
+
+// tokenizerNote says what a tokenizer of another repository is.
+func tokenizerNote(c *registry.Companion) string {
+	note := ShortRevision(c.Revision) + ", " + Plural(len(c.Files), "file", "files") + " of " + Bytes(c.Bytes)
+	if c.Folder == "" {
+		note += ", fetched with it"
+	}
+	return note
 }
 
 // ChangedAdvice is what to do about files that changed on disk.

@@ -215,7 +215,7 @@ func PathHint(source string) (placeholder, hint string) {
 		return "https://llm.example.com", "The base URL of an OpenAI-compatible service, without /v1."
 	case registry.SourceHuggingFace:
 	}
-	return "Qwen/Qwen3-8B", "The model's id on the Hugging Face Hub."
+	return "Qwen/Qwen3-8B", "The model's id on the Hugging Face Hub, or the address of its page there."
 }
 
 // Checked reports whether a yes-or-no field is on.

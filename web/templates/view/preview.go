@@ -27,6 +27,7 @@ type Preview struct {
 	Read      int64 // bytes
 	Offers    []Offer
 	Plan      *registry.Plan
+	Tokenizer *registry.Companion // of another repository; nil for none
 }
 
 // Offer is one of the models under one path, as a choice.
@@ -41,7 +42,7 @@ type Offer struct {
 func PreviewOf(l registry.Lookup, f Form) *Preview {
 	p := &Preview{
 		Source: l.Model.SourceType, Offered: OfferedAt(string(l.Model.SourceType), f.Values["source_path"]), Made: madeOf(l.Model, f.Values["source_path"]), Facts: l.Facts, Revision: l.Revision,
-		Bytes: l.Bytes, OnDisk: l.OnDisk, Files: len(l.Files), Requests: l.Requests, Read: l.Read, Plan: l.Plan, Suggested: map[string]string{},
+		Bytes: l.Bytes, OnDisk: l.OnDisk, Files: len(l.Files), Requests: l.Requests, Read: l.Read, Plan: l.Plan, Tokenizer: l.Tokenizer, Suggested: map[string]string{},
 	}
 	for name, v := range map[string]string{"model_id": l.Model.ModelID, "model_format": string(l.Model.ModelFormat)} {
 		if v != "" && (f.Values[name] == "" || f.Filled[name] == f.Values[name]) {
@@ -167,7 +168,9 @@ func (p Preview) FactList() []Fact {
 		add("Context", "trained for "+Count(int64(f.ContextLength))+" tokens", "")
 	}
 	if f.Format != "" && p.Source != registry.SourceExternal {
-		if f.Tokenizer {
+		if p.Tokenizer != nil {
+			add("Tokenizer", p.Tokenizer.Path, tokenizerNote(p.Tokenizer))
+		} else if f.Tokenizer {
 			add("Tokenizer", "comes with it", "")
 		} else {
 			add("Tokenizer", "not there", "name one in tokenizer_path")
