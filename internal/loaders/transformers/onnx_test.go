@@ -14,8 +14,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/loadertest"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/transformers"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
@@ -187,6 +189,24 @@ func TestONNX(t *testing.T) {
 			}
 			c.check(t, in, expected(t, path))
 		})
+	}
+}
+
+// TestConformanceOfONNX: the same promises as with torch, without its seconds.
+func TestConformanceOfONNX(t *testing.T) {
+	dir := filepath.Join(exported(t), "classifier")
+	t.Setenv(envONNXVictim, dir)
+	loadertest.Run(t, onnxHarness(dir))
+}
+
+// envONNXVictim tells the manager that the suite starts, and kills, to load the model in this folder.
+const envONNXVictim = "LLMM_TEST_ONNX_VICTIM"
+
+func onnxHarness(dir string) loadertest.Harness {
+	return loadertest.Harness{
+		New:   func(tag string) loaders.Loader { return transformers.New(options(tag)) },
+		Spec:  func() loaders.LoadSpec { return onnxSpec(dir, "onnx/model.onnx", nil) },
+		Kills: 2, Span: time.Second,
 	}
 }
 
