@@ -175,6 +175,10 @@ func models() []Story {
 	rp.Flash = &view.Flash{Kind: "ok", Msg: "Saved. The new idle timeout holds from now on."}
 	add("model-ready", rp)
 
+	changed := rp
+	changed.Flash, changed.Record.UpdatedAt = nil, before(2*time.Minute)
+	add("model-changed", changed)
+
 	evict := modelPage(record("mixtral-8x7b", registry.SourceHuggingFace, "mistralai/Mixtral-8x7B-Instruct-v0.1", registry.FormatSafetensors, "research", nil), registry.Runtime{})
 	evict.Plan = &registry.Plan{Verdict: registry.VerdictEvict, Device: "cuda:0", Engine: "vllm", EngineWhy: "safetensors on a GPU", Needs: registry.Footprint{Weights: gb(24.6), KVCache: gib, Overhead: gb(.5), Estimated: gb(26.1), Context: 8192}, Free: gb(18.4), Spare: gb(-7.7),
 		Evict: []registry.Holder{{ModelID: "llama-3.3-70b-q2", Bytes: gb(28.4), Evictable: true, IdleFor: registry.Duration(4 * time.Minute)}}, Sentence: "Fits on GPU 0 after llama-3.3-70b-q2 leaves. It has been idle for 4 minutes and belongs to research."}

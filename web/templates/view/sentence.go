@@ -30,6 +30,11 @@ func (p ModelPage) PlanIsNews() bool {
 	return f == nil || p.Plan.Problem == nil || !sameMessage(*p.Plan.Problem, *f)
 }
 
+// ChangedSinceLoad tells whether the configuration is newer than the instance.
+func (p ModelPage) ChangedSinceLoad() bool {
+	return !p.Runtime.ReadyAt.IsZero() && p.Record.UpdatedAt.After(p.Runtime.ReadyAt)
+}
+
 func sameMessage(p registry.Problem, f registry.Failure) bool {
 	msg := p.Msg
 	if p.Failure != nil && p.Failure.Msg != "" {

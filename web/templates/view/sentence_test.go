@@ -2,6 +2,7 @@ package view
 
 import (
 	"testing"
+	"time"
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
@@ -60,6 +61,22 @@ func TestHolderSays(t *testing.T) {
 	busy := registry.Holder{ModelID: "b", Bytes: 1 << 30, Promised: true}
 	if got := HolderSays(busy, registry.Shortage{Needed: 2 << 30, Total: 4 << 30}); got != "is promised 1 GiB, cannot be evicted" {
 		t.Error(got)
+	}
+}
+
+func TestChangedSinceLoad(t *testing.T) {
+	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	p := ModelPage{Record: registry.Record{UpdatedAt: now}}
+	if p.ChangedSinceLoad() {
+		t.Error("it is not loaded")
+	}
+	p.Runtime.ReadyAt = now.Add(time.Second)
+	if p.ChangedSinceLoad() {
+		t.Error("it was loaded afterwards")
+	}
+	p.Runtime.ReadyAt = now.Add(-time.Second)
+	if !p.ChangedSinceLoad() {
+		t.Error("it was changed afterwards")
 	}
 }
 
