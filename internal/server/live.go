@@ -27,6 +27,7 @@ const (
 	sparkPoints = 120 // six minutes
 
 	enginesFor = time.Minute      // how long what was found of the engines is believed
+	usesFor    = 3 * time.Second  // and which models use one
 	planFor    = 5 * time.Second  // how long a plan is shown before it is made again
 	silentFor  = 30 * time.Second // how long a source that did not answer in time is left alone
 	maxLooks   = 256              // models whose facts are remembered
@@ -50,6 +51,13 @@ type liveBook struct {
 
 	oneMu sync.Mutex             // held while one engine is looked at
 	one   map[string]foundEngine // by name, in full
+	used  map[string]usedEngine  // by name and teams
+}
+
+// usedEngine is who used an engine.
+type usedEngine struct {
+	uses []registry.EngineUse
+	at   time.Time
 }
 
 // foundEngine is an engine as it was found.

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 
 	"github.com/labstack/echo/v4"
@@ -102,8 +103,28 @@ func (s *Server) enginePage(c echo.Context, name string) (view.EnginePage, error
 	}
 	v.Job, v.Test = s.jobAndTest(ops, st)
 	v.History = view.OperationsOf(ops, s.Now())
-	v.Uses, err = s.Manager.EngineUses(ctx, name, teamsOf(c))
+	v.Uses, err = s.live.uses(ctx, name, teamsOf(c))
 	return v, err
+}
+
+// uses are the models that use an engine, as they were a moment ago: for each of them it is asked which engine auto would
+// choose.
+func (b *liveBook) uses(ctx context.Context, name string, teams []string) ([]registry.EngineUse, error) {
+	key := fmt.Sprintf("%s %t %q", name, teams == nil, teams)
+	b.oneMu.Lock()
+	defer b.oneMu.Unlock()
+	if u, ok := b.used[key]; ok && b.s.Now().Sub(u.at) <= usesFor {
+		return u.uses, nil
+	}
+	uses, err := b.s.Manager.EngineUses(ctx, name, teams)
+	if err != nil {
+		return nil, err
+	}
+	if b.used == nil || len(b.used) >= maxLooks {
+		b.used = map[string]usedEngine{}
+	}
+	b.used[key] = usedEngine{uses, b.s.Now()}
+	return uses, nil
 }
 
 // engine returns one engine in full, as it was found at most a minute ago: looking starts programs, and adds up tens of

@@ -177,6 +177,18 @@ func (p EnginePage) Bytes() int64 {
 	return n
 }
 
+// InstalledNote says what an installed version takes on the disk, and whether it is the one that is used.
+func InstalledNote(v registry.InstalledEngine) string {
+	var parts []string
+	if v.Bytes > 0 {
+		parts = append(parts, Bytes(v.Bytes))
+	}
+	if v.InUse {
+		parts = append(parts, "in use")
+	}
+	return strings.Join(parts, ", ")
+}
+
 // RemoveSays says what a removal takes away.
 func (p EnginePage) RemoveSays() string {
 	freed, name := p.Bytes(), p.Title
