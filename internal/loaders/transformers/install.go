@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -96,7 +97,7 @@ func (in *installer) run(ctx context.Context) error {
 		return failed(err, "Cannot clear %s: %v", env, err)
 	}
 	// The copy shares its files with the one that is there, and so takes neither time nor room.
-	cloned := works && linkTree(ctx, final, env) == nil
+	cloned := works && in.clone(ctx, path.Join(Name, bundled), path.Join("build", Name, "env")) == nil
 	if err := in.fill(ctx, uv, python, env, packages, cloned); err != nil {
 		return err
 	}
@@ -107,7 +108,7 @@ func (in *installer) run(ctx context.Context) error {
 	if _, err := inspect(ctx, filepath.Join(env, "bin", "python")); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(env, packagesFile), []byte(packages), 0o644); err != nil { //nolint:gosec // as readable as the rest of it
+	if err := os.WriteFile(filepath.Join(env, packagesFile), []byte(packages), 0o644); err != nil {
 		return failed(err, "Cannot write into %s: %v", env, err)
 	}
 	// Removing takes seconds, in which nobody should find nothing.
@@ -215,38 +216,40 @@ func (in *installer) uv(ctx context.Context, python string) (string, error) {
 	return uv, nil
 }
 
-// linkTree makes to a copy of the folder from: files are the same files under another name. On error nothing of it is left.
-func linkTree(ctx context.Context, from, to string) (err error) {
+// clone makes below the folder of engines a copy of the folder from, whose files are the same files under another name. On
+// error nothing of it is left.
+func (in *installer) clone(ctx context.Context, from, to string) (err error) {
+	engines, err := os.OpenRoot(in.dir)
+	if err != nil {
+		return err
+	}
 	defer func() {
 		if err != nil {
-			_ = os.RemoveAll(to)
+			_ = engines.RemoveAll(to)
 		}
+		_ = engines.Close()
 	}()
-	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+	return fs.WalkDir(engines.FS(), from, func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		rel, err := filepath.Rel(from, path)
-		if err != nil {
-			return err
-		}
-		target := filepath.Join(to, rel)
+		below := strings.TrimPrefix(name, from)
 		switch {
 		case d.IsDir():
-			return os.Mkdir(target, 0o755)
+			return engines.Mkdir(to+below, 0o755)
 		case d.Type() == fs.ModeSymlink:
-			link, err := os.Readlink(path)
+			link, err := engines.Readlink(name)
 			if err != nil {
 				return err
 			}
-			return os.Symlink(link, target)
-		case rel == packagesFile: // written anew, which must not change the old one
+			return engines.Symlink(link, to+below)
+		case below == "/"+packagesFile: // written anew, which must not change the old one
 			return nil
 		}
-		return os.Link(path, target)
+		return engines.Link(name, to+below)
 	})
 }
 
