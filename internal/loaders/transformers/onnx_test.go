@@ -188,6 +188,9 @@ func TestONNX(t *testing.T) {
 				t.Errorf("the endpoint says %+v", ep)
 			}
 			c.check(t, in, expected(t, path))
+			if maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", in.Handle().PID)); err != nil || bytes.Contains(maps, []byte("libtorch")) || !bytes.Contains(maps, []byte("onnxruntime")) {
+				t.Errorf("the worker has torch in its memory, or no onnxruntime (%v)", err)
+			}
 		})
 	}
 }
