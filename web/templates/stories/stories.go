@@ -179,6 +179,12 @@ func models() []Story {
 	changed.Flash, changed.Record.UpdatedAt = nil, before(2*time.Minute)
 	add("model-changed", changed)
 
+	// No model does all of this; a masked one fills gaps and embeds, a base model continues texts.
+	able := runtime(bert, registry.RuntimeReady, "cpu", 0, 536*mib)
+	able.Engine, able.EngineVersion = "transformers", "5.23"
+	able.Endpoint = &registry.Endpoint{APIs: []registry.API{registry.APICompletions, registry.APIEmbeddings, registry.APIFillMask, registry.APIClassify}, ContextLength: 512, ModelClass: "BertForMaskedLM", TokenizerClass: "BertTokenizer"}
+	add("model-encoder", modelPage(bert, able))
+
 	evict := modelPage(record("mixtral-8x7b", registry.SourceHuggingFace, "mistralai/Mixtral-8x7B-Instruct-v0.1", registry.FormatSafetensors, "research", nil), registry.Runtime{})
 	evict.Plan = &registry.Plan{Verdict: registry.VerdictEvict, Device: "cuda:0", Engine: "vllm", EngineWhy: "safetensors on a GPU", Needs: registry.Footprint{Weights: gb(24.6), KVCache: gib, Overhead: gb(.5), Estimated: gb(26.1), Context: 8192}, Free: gb(18.4), Spare: gb(-7.7),
 		Evict: []registry.Holder{{ModelID: "llama-3.3-70b-q2", Bytes: gb(28.4), Evictable: true, IdleFor: registry.Duration(4 * time.Minute)}}, Sentence: "Fits on GPU 0 after llama-3.3-70b-q2 leaves. It has been idle for 4 minutes and belongs to research."}
