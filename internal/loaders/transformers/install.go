@@ -14,10 +14,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
-	"time"
 
-	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/install"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
@@ -48,21 +46,16 @@ const packagesFile = "llmm-packages.txt"
 // packages stays. When ctx ends, nothing of it runs any more. Errors are CodeUnavailable (no Python that will do, or the
 // download failed), CodeConflict (another install runs) or CodeInternal.
 func (l *Loader) Install(ctx context.Context, dir string, report func(registry.Progress)) error {
-	prefix := l.o.TagPrefix
-	if prefix == "" {
-		prefix = "llmm-install"
-	}
-	// The tag is this install's alone: ending a tool ends all that carries its tag.
-	in := &installer{dir: dir, work: filepath.Join(dir, "build", Name), report: report,
-		tag: fmt.Sprintf("%s/install-%s-%d-%d", prefix, Name, os.Getpid(), time.Now().UnixNano())}
+	in := &installer{Job: install.New(Name, "Transformers", l.o.TagPrefix), dir: dir, work: filepath.Join(dir, "build", Name), report: report}
 	return in.run(ctx)
 }
 
 type installer struct {
-	dir, work, tag string
-	report         func(registry.Progress)
-	last           registry.Progress
-	sizes          map[string]int64 // bytes of each package that uv has said it downloads
+	*install.Job
+	dir, work string
+	report    func(registry.Progress)
+	last      registry.Progress
+	sizes     map[string]int64 // bytes of each package that uv has said it downloads
 }
 
 func (in *installer) run(ctx context.Context) error {
@@ -73,16 +66,16 @@ func (in *installer) run(ctx context.Context) error {
 		in.say(registry.StageReady, 0, 0, "Transformers "+bundled+" is installed")
 		return nil
 	}
-	python, err := basePython(ctx)
+	python, err := in.basePython(ctx)
 	if err != nil {
 		return err
 	}
 	for _, d := range []string{in.work, filepath.Dir(final)} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
-			return failed(err, "Cannot make the folder %s: %v", d, err)
+			return in.Failed(err, "Cannot make the folder %s: %v", d, err)
 		}
 	}
-	unlock, err := lock(filepath.Join(in.work, ".lock"))
+	unlock, err := in.Lock(filepath.Join(in.work, ".lock"))
 	if err != nil {
 		return err
 	}
@@ -94,7 +87,7 @@ func (in *installer) run(ctx context.Context) error {
 	}
 	env := filepath.Join(in.work, "env")
 	if err := os.RemoveAll(env); err != nil {
-		return failed(err, "Cannot clear %s: %v", env, err)
+		return in.Failed(err, "Cannot clear %s: %v", env, err)
 	}
 	// The copy shares its files with the one that is there, and so takes neither time nor room.
 	cloned := works && in.clone(ctx, path.Join(Name, bundled), path.Join("build", Name, "env")) == nil
@@ -103,24 +96,24 @@ func (in *installer) run(ctx context.Context) error {
 	}
 	in.say(registry.StageVerify, 0, 0, "Importing torch and transformers for the first time")
 	if err := in.tool(ctx, []string{filepath.Join(env, "bin", "python"), "-c", "import torch, transformers, safetensors, accelerate, sentencepiece, onnxruntime; from transformers import AutoConfig; torch.ones(2).sum()"}, nil); err != nil {
-		return explained(err, "The environment was made, and torch or transformers cannot be imported in it")
+		return in.explained(err, "The environment was made, and torch or transformers cannot be imported in it")
 	}
 	if _, err := inspect(ctx, filepath.Join(env, "bin", "python")); err != nil {
 		return err
 	}
 	if err := os.WriteFile(filepath.Join(env, packagesFile), []byte(packages), 0o644); err != nil {
-		return failed(err, "Cannot write into %s: %v", env, err)
+		return in.Failed(err, "Cannot write into %s: %v", env, err)
 	}
 	// Removing takes seconds, in which nobody should find nothing.
 	old := filepath.Join(in.work, "old")
 	if err := os.RemoveAll(old); err != nil {
-		return failed(err, "Cannot clear %s: %v", old, err)
+		return in.Failed(err, "Cannot clear %s: %v", old, err)
 	}
 	if err := os.Rename(final, old); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return failed(err, "Cannot replace %s: %v", final, err)
+		return in.Failed(err, "Cannot replace %s: %v", final, err)
 	}
 	if err := os.Rename(env, final); err != nil {
-		return failed(err, "Cannot move the environment to %s: %v", final, err)
+		return in.Failed(err, "Cannot move the environment to %s: %v", final, err)
 	}
 	for _, name := range []string{"uv-cache", "boot", "old"} {
 		_ = os.RemoveAll(filepath.Join(in.work, name)) // only takes space now
@@ -143,30 +136,8 @@ func (in *installer) say(stage registry.StageName, done, total int64, msg string
 	}
 }
 
-func failed(err error, format string, args ...any) error {
-	return &registry.Error{Code: registry.CodeInternal, Op: "transformers.Install", Msg: fmt.Sprintf(format, args...), Err: err}
-}
-
-func stopped(err error) error {
-	f := &registry.Failure{Kind: registry.FailureCancelled, Msg: "The installation of Transformers was stopped; it goes on from there the next time"}
-	return &registry.Error{Code: registry.CodeLoadingFailed, Op: "transformers.Install", Msg: f.Msg, Failure: f, Err: err}
-}
-
-// lock keeps two installs from working in one folder.
-func lock(path string) (func(), error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, failed(err, "Cannot lock %s: %v", path, err)
-	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = f.Close()
-		return nil, &registry.Error{Code: registry.CodeConflict, Op: "transformers.Install", Err: err, Msg: "Transformers is being installed already; wait for that to end"}
-	}
-	return func() { _ = f.Close() }, nil
-}
-
 // basePython returns an interpreter that the packages are made for and that can make environments.
-func basePython(ctx context.Context) (string, error) {
+func (in *installer) basePython(ctx context.Context) (string, error) {
 	found := ""
 	for _, name := range []string{"python3", "python3.14", "python3.13", "python3.12", "python3.11"} {
 		p, err := exec.LookPath(name)
@@ -182,7 +153,7 @@ func basePython(ctx context.Context) (string, error) {
 		}
 	}
 	if err := ctx.Err(); err != nil {
-		return "", stopped(err)
+		return "", in.Stopped(err)
 	}
 	if found != "" {
 		return "", &registry.Error{Code: registry.CodeUnavailable, Op: "transformers.Install", Msg: found + " cannot make virtual environments. On Debian: `apt-get install python3-venv`; then try again"}
@@ -203,14 +174,14 @@ func (in *installer) uv(ctx context.Context, python string) (string, error) {
 	}
 	req := filepath.Join(in.work, "uv.txt")
 	if err := os.WriteFile(req, []byte(uvRequirement), 0o600); err != nil {
-		return "", failed(err, "Cannot write %s: %v", req, err)
+		return "", in.Failed(err, "Cannot write %s: %v", req, err)
 	}
 	for _, argv := range [][]string{
 		{python, "-m", "venv", "--clear", boot},
 		{filepath.Join(boot, "bin", "python"), "-m", "pip", "install", "--disable-pip-version-check", "--only-binary", ":all:", "--require-hashes", "-r", req},
 	} {
 		if err := in.tool(ctx, argv, nil); err != nil {
-			return "", explained(err, "The installer (uv) could not be had")
+			return "", in.explained(err, "The installer (uv) could not be had")
 		}
 	}
 	return uv, nil
@@ -258,7 +229,7 @@ func (in *installer) clone(ctx context.Context, from, to string) (err error) {
 func (in *installer) fill(ctx context.Context, uv, python, env, packages string, there bool) error {
 	req := filepath.Join(in.work, "requirements.txt")
 	if err := os.WriteFile(req, []byte(packages), 0o600); err != nil {
-		return failed(err, "Cannot write %s: %v", req, err)
+		return in.Failed(err, "Cannot write %s: %v", req, err)
 	}
 	in.sizes = map[string]int64{}
 	steps := [][]string{
@@ -273,7 +244,7 @@ func (in *installer) fill(ctx context.Context, uv, python, env, packages string,
 	}
 	for _, argv := range steps {
 		if err := in.tool(ctx, argv, in.uvLine); err != nil {
-			return explained(err, "The packages could not be installed")
+			return in.explained(err, "The packages could not be installed")
 		}
 	}
 	return nil
@@ -332,85 +303,26 @@ func chosen(list string, gpu bool) string {
 	return strings.Join(out, "")
 }
 
-// toolError is a tool that ended with an error.
-type toolError struct{ last, log string }
-
-func (e *toolError) Error() string { return e.last }
-
-func explained(err error, what string) error {
-	var te *toolError
+func (in *installer) explained(err error, what string) error {
+	var te *install.ToolError
 	if errors.As(err, &te) {
 		return &registry.Error{Code: registry.CodeUnavailable, Op: "transformers.Install", Err: err,
-			Msg: fmt.Sprintf("%s: %s. Check the network, the settings of pip or uv, and the room on the disk, then try again; all that was printed is in %s", what, te.last, te.log)}
+			Msg: fmt.Sprintf("%s: %s. Check the network, the settings of pip or uv, and the room on the disk, then try again; all that was printed is in %s", what, firstError(te), te.Log)}
 	}
 	return err
 }
 
-// tool runs a program to its end and gives each line that it prints to line. When ctx ends it is killed with all that it
-// has started.
-func (in *installer) tool(ctx context.Context, argv []string, line func(string)) error {
-	if err := ctx.Err(); err != nil {
-		return stopped(err)
-	}
-	log := filepath.Join(in.work, "install.log")
-	p, err := process.Start(process.Spec{Argv: argv, Env: in.toolEnv(), Dir: in.work, LogPath: log, Tag: in.tag})
-	if err != nil {
-		return err
-	}
-	follow := process.Follow(log, p.LogOffset())
-	read := func() {
-		for _, l := range follow.Lines() {
-			if line != nil {
-				line(l)
-			}
-		}
-	}
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			if err := p.Kill(); err != nil {
-				return err
-			}
-			return stopped(ctx.Err())
-		case <-p.Done():
-			read()
-			if exit := p.Exit(); exit.Signal != 0 || exit.Code != 0 {
-				return &toolError{last: lastWords(p.Tail(60)), log: log}
-			}
-			return nil
-		case <-tick.C:
-			read()
-		}
-	}
-}
-
-// lastWords is the line that tells most: the first of the end that speaks of an error, else the last one.
-func lastWords(tail []string) string {
-	for _, l := range tail {
+// firstError is the line that tells most of what uv and pip print: the first of the end that speaks of an error.
+func firstError(te *install.ToolError) string {
+	for _, l := range te.Tail {
 		if low := strings.ToLower(l); strings.Contains(low, "error") || strings.Contains(l, "×") {
 			return strings.TrimSpace(l)
 		}
 	}
-	if len(tail) == 0 {
-		return "it printed nothing"
-	}
-	return tail[len(tail)-1]
+	return te.Last
 }
 
-// toolEnv is our environment, for a package index and proxies that the user has set, without what is ours or looks like a
-// secret. uv does not read pip's settings, so that the index of those is handed on.
-func (in *installer) toolEnv() []string {
-	var out []string
-	for _, kv := range os.Environ() {
-		name, _, _ := strings.Cut(kv, "=")
-		if !strings.HasPrefix(name, "LLMM_") && !strings.HasPrefix(name, "PYTHON") && name != "VIRTUAL_ENV" && !registry.IsSecretName(name) {
-			out = append(out, kv)
-		}
-	}
-	if index := os.Getenv("PIP_INDEX_URL"); index != "" && os.Getenv("UV_DEFAULT_INDEX") == "" {
-		out = append(out, "UV_DEFAULT_INDEX="+index)
-	}
-	return append(out, "PYTHONUNBUFFERED=1", "PIP_NO_INPUT=1", "NO_COLOR=1", "UV_PYTHON_DOWNLOADS=never", "UV_HTTP_TIMEOUT=180", "UV_CACHE_DIR="+filepath.Join(in.work, "uv-cache"))
+// tool runs a program and gives each line that it prints to line.
+func (in *installer) tool(ctx context.Context, argv []string, line func(string)) error {
+	return in.Run(ctx, install.Tool{Argv: argv, Env: install.PythonEnvironment(filepath.Join(in.work, "uv-cache")), Dir: in.work, Log: filepath.Join(in.work, "install.log"), Line: line})
 }
