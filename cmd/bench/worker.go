@@ -35,7 +35,7 @@ var (
 // that what else happens on the machine meets all ways alike.
 const (
 	requestRounds = 200
-	streamRounds  = 100
+	streamRounds  = 60
 	streamTokens  = 64
 )
 
@@ -141,14 +141,18 @@ func (b *bench) workerStreams(ctx context.Context, over *workerClient, in *inPro
 // way answers the prompt once and returns how long that took.
 type way func() (took time.Duration, text string, err error)
 
-// inTurn lets each way answer once a round, beginning with another one each time, and returns what each took, round by
-// round. The first rounds do not count. All must give the same text: else they did not do the same.
+// inTurn lets each way answer twice a round, beginning with another one each time, and returns what each took the second
+// time, round by round: the first finds the CPU's caches as the other process has left them, which is no cost of either. The
+// first rounds do not count. All must give the same text: else they did not do the same.
 func inTurn(rounds, first int, ways []way) ([][]time.Duration, error) {
 	got := make([][]time.Duration, len(ways))
 	for round := range rounds + first {
 		texts := make([]string, len(ways))
 		for i := range ways {
 			i = (i + round) % len(ways)
+			if _, _, err := ways[i](); err != nil {
+				return nil, err
+			}
 			took, text, err := ways[i]()
 			if err != nil {
 				return nil, err
