@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"testing"
@@ -168,4 +169,63 @@ func TestOlderVersion(t *testing.T) {
 	if olderVersion("1.2.3", "1.2.3") {
 		t.Error("a version is older than itself")
 	}
+}
+
+// slow is an engine that does not say for long whether it is here.
+type slow struct {
+	loaders.Loader
+	name string
+	hold chan struct{}
+}
+
+func (s slow) Info() loaders.Info {
+	i := s.Loader.Info()
+	i.Name, i.Title = s.name, s.name
+	return i
+}
+
+func (s slow) Check(ctx context.Context) (loaders.Version, error) {
+	select {
+	case <-s.hold:
+	case <-ctx.Done():
+	}
+	return loaders.Version{}, registry.Errorf(registry.CodeUnavailable, "it never was here")
+}
+
+// TestASlowEngineHoldsNobodyUp: once there is one that would do, the rest is waited for a moment only.
+func TestASlowEngineHoldsNobodyUp(t *testing.T) {
+	hold := make(chan struct{})
+	r := newRig(t, func(o *Options) {
+		quick := slow{o.Loaders[0], "llamacpp", nil}
+		o.Loaders = []loaders.Loader{ready{quick}, slow{o.Loaders[0], "ollama", hold}}
+	})
+	model := registry.Model{ModelID: "m", SourceType: registry.SourceLocal, SourcePath: r.weights(), ModelFormat: registry.FormatGGUF}.WithDefaults()
+	verdict := func() (string, string) {
+		t.Helper()
+		eng, err := r.chooseEngine(r.ctx(), model, "", registry.Facts{}, registry.Sample{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return eng.info.Name, eng.verdicts[1].Why
+	}
+	if name, other := verdict(); name != "llamacpp" || !strings.Contains(other, "has not answered yet") {
+		t.Errorf("chose %s; of the slow one it says %q", name, other)
+	}
+	model.Engine = "ollama" // asked for by name: it is waited for
+	done := make(chan error)
+	go func() {
+		_, err := r.chooseEngine(r.ctx(), model, "", registry.Facts{}, registry.Sample{})
+		done <- err
+	}()
+	close(hold)
+	if err := <-done; registry.CodeOf(err) != registry.CodeLoadingFailed || !strings.Contains(err.Error(), "it never was here") {
+		t.Errorf("the slow one by name: %v", err)
+	}
+}
+
+// ready is slow without being it.
+type ready struct{ slow }
+
+func (ready) Check(context.Context) (loaders.Version, error) {
+	return loaders.Version{Version: "1", Devices: []registry.Device{registry.DeviceCPU}}, nil
 }

@@ -117,12 +117,13 @@ func (m *Manager) checkEngines(ctx context.Context, in choiceInput, set []loader
 			checks[i] = m.check(set[i])
 		}
 	}
-	patience := ctx
+	// Closed when it is time to go on without those that have not answered; nil while there is none that would do.
+	var enough chan struct{}
 	hurry := func() {
-		if patience == ctx {
-			var cancel context.CancelFunc
-			patience, cancel = context.WithTimeout(ctx, checkedElse)
-			context.AfterFunc(patience, cancel) // it ends soon by itself
+		if enough == nil {
+			over := make(chan struct{})
+			enough = over
+			time.AfterFunc(checkedElse, func() { close(over) })
 		}
 	}
 	if in.model.Engine != "" && in.model.Engine != registry.EngineAuto {
@@ -133,21 +134,27 @@ func (m *Manager) checkEngines(ctx context.Context, in choiceInput, set []loader
 			continue
 		}
 		e, l := &in.engines[i], set[i]
-		wait := patience
+		until := enough
 		if in.model.Engine == e.info.Name {
-			wait = ctx
+			until = nil
 		}
-		v, err := c.wait(wait)
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err != nil && wait.Err() != nil:
-			e.unseen = true
-			continue
-		case err != nil:
-			e.problem = registry.AsError(err).Error()
+		select {
+		case <-c.done: // what is known is told, however late it is
+		default:
+			select {
+			case <-c.done:
+			case <-until:
+				e.unseen = true
+				continue
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		if c.err != nil {
+			e.problem = registry.AsError(c.err).Error()
 			continue
 		}
+		v := c.version
 		if n, ok := l.(loaders.Narrower); ok {
 			v = n.Narrow(in.model, v)
 		}

@@ -139,7 +139,7 @@ func (m *Manager) Start(ctx context.Context) error {
 			return registry.Errorf(registry.CodeUnavailable, "The data folder cannot be used: %w", err)
 		}
 	}
-	if err := os.RemoveAll(m.selfTestDir()); err != nil {
+	if err := os.RemoveAll(m.selfTestDir()); err != nil { //nolint:gosec // a folder of ours in the data folder, which is the operator's choice
 		m.log.Warn("What is left of a self-test cannot be removed", "err", err)
 	}
 	if err := m.applySettings(ctx); err != nil {

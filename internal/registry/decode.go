@@ -77,7 +77,7 @@ var Fields = []Field{
 	{Name: "trust_remote_code", Kind: KindBool, Help: "Run Python that comes with the model. Off unless you trust its authors.",
 		set: boolean(func(m *Model, b bool) { m.TrustRemoteCode = b }), get: func(m *Model) any { return orNil(m.TrustRemoteCode) }},
 
-	{Name: "engine", Kind: KindEnum, Options: Engines, Help: "The program that runs the model. auto chooses by format and device.",
+	{Name: "engine", Kind: KindEnum, Options: Engines, Help: "The program that runs the model. auto chooses by source, format, architecture and device.",
 		set: enum(func(m *Model, s string) { m.Engine = s }, Engines), get: func(m *Model) any { return unless(m.Engine, EngineAuto) }},
 	{Name: "team", Kind: KindString, Help: "The team that owns the model.",
 		set: str(func(m *Model) *string { return &m.Team }, 64), get: func(m *Model) any { return unless(m.Team, DefaultTeam) }},

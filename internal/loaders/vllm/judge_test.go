@@ -14,8 +14,8 @@ func TestJudge(t *testing.T) {
 	home := t.TempDir()
 	models := filepath.Join(home, "lib", "python3.12", "site-packages", "vllm", "model_executor", "models")
 	for path, content := range map[string]string{
-		filepath.Join(models, "registry.py"):  "_TEXT = {\n    \"LlamaForCausalLM\": (\"llama\", \"LlamaForCausalLM\"),\n    \"Qwen3ForCausalLM\": (\"qwen3\", \"x\"),\n}",
-		filepath.Join(home, "bin", "vllm"):    "#!" + filepath.Join(home, "bin", "python") + "\n",
+		filepath.Join(models, "registry.py"):         "_TEXT = {\n    \"LlamaForCausalLM\": (\"llama\", \"LlamaForCausalLM\"),\n    \"Qwen3ForCausalLM\": (\"qwen3\", \"x\"),\n}",
+		filepath.Join(home, "bin", "vllm"):           "#!" + filepath.Join(home, "bin", "python") + "\n",
 		filepath.Join(home, "other", "bin", "serve"): "#!/bin/sh\n",
 	} {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

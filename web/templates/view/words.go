@@ -115,7 +115,7 @@ func EngineName(e string) string {
 	case "command":
 		return "command of the admin's"
 	case "", registry.EngineAuto:
-		return "chosen by format and device"
+		return "chosen automatically"
 	}
 	return e
 }
