@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -249,6 +250,37 @@ func TestAccess(t *testing.T) {
 	}
 	if code, out := a.run("", "user", "set", "ben"); code != 1 || !strings.Contains(out, "--admin") {
 		t.Errorf("%d\n%s", code, out)
+	}
+}
+
+// The README's table has every flag of serve and no other.
+func TestReadmeHasEveryFlag(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := map[string]bool{}
+	for _, m := range regexp.MustCompile("(?m)^\\| `--([a-z0-9-]+)` \\| `(LLMM_[A-Z0-9_]+)` ").FindAllStringSubmatch(string(readme), -1) {
+		told[m[1]] = true
+		if want := "LLMM_" + strings.ToUpper(strings.ReplaceAll(m[1], "-", "_")); m[2] != want {
+			t.Errorf("the README says %s of --%s, which is %s", m[2], m[1], want)
+		}
+	}
+	var out stdbytes.Buffer
+	if code := Run([]string{"serve", "--help"}, nil, &out, &out); code != 0 {
+		t.Fatal(out.String())
+	}
+	for _, m := range regexp.MustCompile(`(?m)^ +(?:-., )?--([a-z0-9-]+)`).FindAllStringSubmatch(out.String(), -1) {
+		switch name := m[1]; {
+		case name == "help" || name == "version" || name == "config":
+		case !told[name]:
+			t.Errorf("the README lacks --%s", name)
+		default:
+			delete(told, name)
+		}
+	}
+	for name := range told {
+		t.Errorf("the README has --%s, which is no flag of serve", name)
 	}
 }
 

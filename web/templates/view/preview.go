@@ -132,7 +132,7 @@ func onDisk(source registry.SourceType, have, all int64) string {
 	switch {
 	case all == 0 || source == registry.SourceExternal:
 		return ""
-	case have >= all:
+	case have >= all, source == registry.SourceLocal:
 		return "all on this machine"
 	case have == 0:
 		return "to be fetched"

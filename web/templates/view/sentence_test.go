@@ -80,6 +80,18 @@ func TestChangedSinceLoad(t *testing.T) {
 	}
 }
 
+// Nothing is fetched of what lies on this machine.
+func TestLocalFilesAreHere(t *testing.T) {
+	local := Preview{Source: registry.SourceLocal, Bytes: 94 << 20}
+	if got := local.Here(); got != "all on this machine" {
+		t.Error(got)
+	}
+	hub := Preview{Source: registry.SourceHuggingFace, Bytes: 94 << 20}
+	if got := hub.Here(); got != "to be fetched" {
+		t.Error(got)
+	}
+}
+
 func TestAuditWords(t *testing.T) {
 	for _, c := range []struct {
 		in        registry.AuditEntry
