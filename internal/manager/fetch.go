@@ -174,8 +174,13 @@ func (a *actor) fetchEnded(j *job, art registry.Artifact, err error) {
 		files = fmt.Sprintf("%d files", n)
 	}
 	how := "verified"
-	if j.verify {
+	switch n := registry.Unsummed(art.Files); {
+	case j.verify:
 		how = "every byte of them was read and is as it should be"
+	case n == 1:
+		how = "verified; of 1 only size and ETag, since its source keeps no checksum of it"
+	case n > 1:
+		how = fmt.Sprintf("verified; of %d only size and ETag, since their source keeps no checksums of them", n)
 	}
 	j.track.finish(nil, fmt.Sprintf("%s in %s are on this machine and %s.", registry.Bytes(art.Bytes), files, how))
 }

@@ -111,10 +111,16 @@ func sumsOf(files []registry.File) map[string]string {
 	return sums
 }
 
-// keepSums keeps the hashes that were found out by reading files whose source tells none.
+// keepSums keeps the hashes that were found out by reading files whose source tells none, and of which files a fetch found
+// that it tells none.
 func keepSums(files, before []registry.File) []registry.File {
-	known := sumsOf(before)
-	if len(known) == 0 {
+	known, unsummed := sumsOf(before), map[string]bool{}
+	for _, f := range before {
+		if f.Unsummed {
+			unsummed[f.Path] = true
+		}
+	}
+	if len(known) == 0 && len(unsummed) == 0 {
 		return files
 	}
 	out := slices.Clone(files)
@@ -122,6 +128,7 @@ func keepSums(files, before []registry.File) []registry.File {
 		if out[i].SHA256 == "" {
 			out[i].SHA256 = known[out[i].Path]
 		}
+		out[i].Unsummed = out[i].Unsummed || unsummed[out[i].Path]
 	}
 	return out
 }

@@ -110,3 +110,13 @@ func TestHashFile(t *testing.T) {
 		t.Errorf("a file that is too short: %v", err)
 	}
 }
+
+// TestKeepSums: what a fetch and a verification found out of files outlives the next look at their source.
+func TestKeepSums(t *testing.T) {
+	before := []registry.File{{Path: "a", SHA256: "x"}, {Path: "b", Unsummed: true}}
+	seen := []registry.File{{Path: "a"}, {Path: "b"}, {Path: "c", SHA256: "z"}}
+	got := keepSums(seen, before)
+	if got[0].SHA256 != "x" || got[0].Unsummed || !got[1].Unsummed || got[2].SHA256 != "z" || seen[1].Unsummed {
+		t.Errorf("%+v of %+v", got, seen)
+	}
+}

@@ -33,6 +33,19 @@ type File struct {
 	Size   int64  `json:"size"`
 	SHA256 string `json:"sha256,omitempty"`
 	ETag   string `json:"etag,omitempty"`
+	// Unsummed: its source tells no sum of the content, so that a fetch could hold only size and ETag against it.
+	Unsummed bool `json:"unsummed,omitempty"`
+}
+
+// Unsummed counts the files of which a fetch could check only size and ETag.
+func Unsummed(files []File) int {
+	n := 0
+	for _, f := range files {
+		if f.Unsummed {
+			n++
+		}
+	}
+	return n
 }
 
 // Facts are what the headers of the weights say. Zero values mean unknown.

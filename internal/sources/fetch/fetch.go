@@ -27,6 +27,9 @@ type Options struct {
 type Digest struct {
 	Kind DigestKind
 	Sum  string // hex, lower case
+	// Parts are the sizes, in bytes, of the parts that an object was uploaded in, when Sum is the digest of the digests of
+	// these one after the other, as S3 calls composite. Nil: Sum is of the content.
+	Parts []int64
 }
 
 // DigestKind names a way to make a Digest.
@@ -37,6 +40,10 @@ const (
 	SHA256      DigestKind = "sha256"
 	GitBlobSHA1 DigestKind = "git-sha1" // SHA-1 over "blob SIZE\x00" and the content, as git names its blobs
 	MD5         DigestKind = "md5"      // an S3 ETag of an object that was uploaded in one part
+	SHA1        DigestKind = "sha1"
+	CRC32       DigestKind = "crc32"  // IEEE
+	CRC32C      DigestKind = "crc32c" // Castagnoli
+	CRC64NVME   DigestKind = "crc64nvme"
 )
 
 // File is one file to fetch.

@@ -92,7 +92,7 @@ func TestDigestResumes(t *testing.T) {
 			t.Errorf("%s is %s, want %s", kind, r.hex(), d.Sum)
 		}
 	}
-	for _, d := range []Digest{{"sha9", "00"}, {SHA256, "00"}, {MD5, hex.EncodeToString(make([]byte, 15)) + "zz"}} {
+	for _, d := range []Digest{{Kind: "sha9", Sum: "00"}, {Kind: SHA256, Sum: "00"}, {Kind: MD5, Sum: hex.EncodeToString(make([]byte, 15)) + "zz"}} {
 		if _, err := newRunning(d, 1); err == nil {
 			t.Errorf("%v is taken for a digest", d)
 		}

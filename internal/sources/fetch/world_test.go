@@ -150,7 +150,7 @@ func digest(kind DigestKind, data []byte) Digest {
 		s := md5.Sum(data)
 		sum = s[:]
 	}
-	return Digest{kind, hex.EncodeToString(sum)}
+	return Digest{Kind: kind, Sum: hex.EncodeToString(sum)}
 }
 
 // remote returns a Remote for a file of the hub.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -199,9 +200,11 @@ func (c *connection) neighbours(ctx context.Context, prefix string) string {
 type details struct {
 	size    int64
 	etag    string
-	version string // "" in a bucket without versions
-	sha256  string // hex, of the whole content; "" when the service has none
-	md5     string // hex; "" when the ETag is none
+	version string       // "" in a bucket without versions
+	sha256  string       // hex, of the whole content; "" when the service has none
+	md5     string       // hex; "" when the ETag is none
+	summed  fetch.Digest // the strongest sum of the whole content that the service keeps; zero when it has none
+	ofParts fetch.Digest // of the sums of the parts; it can be used once Parts are known
 }
 
 // head asks for an object. CodeLoadingFailed with FailureMissingFile when it is gone.
@@ -216,7 +219,39 @@ func (c *connection) head(ctx context.Context, key string) (details, error) {
 		}
 		return details{}, c.explain(ctx, err, key, false)
 	}
-	return detailsOf(info), nil
+	d := detailsOf(info)
+	if d.digest().Kind == "" && d.ofParts.Kind != "" {
+		d.ofParts.Parts = c.parts(ctx, key, d)
+	}
+	return d, nil
+}
+
+// maxParts is how many parts an object can be uploaded in.
+const maxParts = 10_000
+
+// parts asks for the sizes of the parts that an object was uploaded in; nil when the service does not tell them. It is asked
+// for what could be left out, so that no refusal is an error.
+func (c *connection) parts(ctx context.Context, key string, d details) []int64 {
+	var out []int64
+	var sum int64
+	for marker := 0; len(out) <= maxParts; {
+		a, err := c.patient.GetObjectAttributes(ctx, c.bucket, key, minio.ObjectAttributesOptions{VersionID: d.version, PartNumberMarker: marker, MaxParts: 1000})
+		if err != nil || strings.Trim(a.ETag, `"`) != d.etag {
+			return nil
+		}
+		for _, p := range a.ObjectParts.Parts {
+			out = append(out, int64(p.Size))
+			sum += int64(p.Size)
+		}
+		if !a.ObjectParts.IsTruncated || a.ObjectParts.NextPartNumberMarker <= marker {
+			break
+		}
+		marker = a.ObjectParts.NextPartNumberMarker
+	}
+	if sum != d.size || slices.ContainsFunc(out, func(n int64) bool { return n <= 0 }) {
+		return nil
+	}
+	return out
 }
 
 func (c *connection) payer(o *minio.GetObjectOptions) {

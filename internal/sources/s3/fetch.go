@@ -25,7 +25,8 @@ import (
 // asked for as it was when the snapshot was made; one that was replaced since ends the fetch, and nothing of two
 // versions is mixed. A revision that is whole on disk needs no network.
 //
-// Content is verified by the SHA-256 sum that the service keeps, else by an ETag that is an MD5 sum, else by its size.
+// Content is verified by the SHA-256 sum that the service keeps, else by an ETag that is an MD5 sum, else by another sum that
+// the service keeps, of the whole or of the parts that it was uploaded in, else by its size: such a file is Unsummed.
 //
 // Errors: those of Resolve; CodeLoadingFailed with FailureMissingFile when an object is gone and FailureCorruptFile when
 // its content is not what the service says; CodeUnavailable when it was replaced, or the disk cannot be written;
@@ -157,7 +158,7 @@ func (j *job) download(ctx context.Context) error {
 	files := make([]fetch.File, 0, len(missing))
 	for n, i := range missing {
 		f, d := j.snap.Files[i], known[n]
-		j.snap.Files[i].SHA256 = d.sha256
+		j.snap.Files[i].SHA256, j.snap.Files[i].Unsummed = d.sha256, d.digest().Kind == ""
 		blob := j.home.blob(blobName(j.prefix+f.Path, f))
 		files = append(files, fetch.File{
 			Name: f.Path, Size: f.Size, Digest: d.digest(), Tag: f.ETag,

@@ -85,16 +85,38 @@ var md5Tag = regexp.MustCompile(`^[0-9a-f]{32}$`)
 // detailsOf reads what an answer to HEAD says about the content.
 //
 // An ETag is the MD5 sum of the content only for an object that was uploaded in one part and is not encrypted with a
-// key of KMS or of the customer: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html. A SHA-256 sum counts
-// only when it is of the whole object; that of parts ends in -N.
+// key of KMS or of the customer: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html. The sums that a service
+// keeps beside it are of the whole object, or of the sums of its parts; then they end in -N, and the parts have to be asked
+// for.
 func detailsOf(info minio.ObjectInfo) details {
 	d := details{size: info.Size, etag: strings.Trim(info.ETag, `"`), version: info.VersionID}
 	if d.version == "null" {
 		d.version = "" // it was there before the bucket had versions, and can be overwritten
 	}
-	sum := info.ChecksumSHA256
-	if raw, err := base64.StdEncoding.DecodeString(sum); err == nil && len(raw) == 32 && !strings.EqualFold(info.ChecksumMode, "COMPOSITE") {
-		d.sha256 = hex.EncodeToString(raw)
+	for _, c := range []struct {
+		kind fetch.DigestKind
+		sum  string
+	}{
+		{fetch.SHA256, info.ChecksumSHA256}, {fetch.SHA1, info.ChecksumSHA1}, {fetch.CRC64NVME, info.ChecksumCRC64NVME},
+		{fetch.CRC32C, info.ChecksumCRC32C}, {fetch.CRC32, info.ChecksumCRC32},
+	} {
+		sum, _, ofParts := strings.Cut(c.sum, "-")
+		raw, err := base64.StdEncoding.DecodeString(sum)
+		if err != nil || len(raw) == 0 {
+			continue
+		}
+		if ofParts || strings.EqualFold(info.ChecksumMode, "COMPOSITE") {
+			if d.ofParts.Kind == "" {
+				d.ofParts = fetch.Digest{Kind: c.kind, Sum: hex.EncodeToString(raw)}
+			}
+			continue
+		}
+		if d.summed.Kind == "" {
+			d.summed = fetch.Digest{Kind: c.kind, Sum: hex.EncodeToString(raw)}
+		}
+		if c.kind == fetch.SHA256 {
+			d.sha256 = d.summed.Sum
+		}
 	}
 	sealed := info.Headers.Get("X-Amz-Server-Side-Encryption-Customer-Algorithm") != "" || strings.HasPrefix(info.Headers.Get("X-Amz-Server-Side-Encryption"), "aws:kms")
 	if tag := strings.ToLower(d.etag); !sealed && md5Tag.MatchString(tag) {
@@ -110,6 +132,10 @@ func (d details) digest() fetch.Digest {
 		return fetch.Digest{Kind: fetch.SHA256, Sum: d.sha256}
 	case d.md5 != "":
 		return fetch.Digest{Kind: fetch.MD5, Sum: d.md5}
+	case d.summed.Kind != "":
+		return d.summed
+	case d.ofParts.Parts != nil:
+		return d.ofParts
 	}
 	return fetch.Digest{}
 }

@@ -97,7 +97,7 @@ func (p ModelPage) FilesList() []Fact {
 	if a.Fetched != "" && a.Fetched != a.Revision {
 		out = append(out, Fact{Name: "Here", Value: ShortRevision(a.Fetched), Note: "an older revision, fetched " + minutesAgo(a.FetchedAt, p.Now), Mono: true})
 	} else if !a.FetchedAt.IsZero() && p.Remote() {
-		out = append(out, Fact{Name: "Fetched", Value: minutesAgo(a.FetchedAt, p.Now), Note: "and verified"})
+		out = append(out, Fact{Name: "Fetched", Value: minutesAgo(a.FetchedAt, p.Now), Note: checked(a.Files)})
 	}
 	if a.Loaded != "" && a.Loaded != a.Revision && p.Runtime.State.HoldsMemory() {
 		out = append(out, Fact{Name: "Loaded", Value: ShortRevision(a.Loaded), Note: "reload it to use the newer files", Mono: true})
@@ -109,6 +109,18 @@ func (p ModelPage) FilesList() []Fact {
 		out = append(out, Fact{Name: "Where", Value: p.Files.Where, Mono: true})
 	}
 	return out
+}
+
+// checked says how far the content of files was verified when they came.
+func checked(files []registry.File) string {
+	switch n := registry.Unsummed(files); {
+	case n == 0:
+		return "and verified"
+	case n == len(files):
+		return "and only size and ETag checked: the source keeps no checksums of these files"
+	default:
+		return "and verified, but of " + Plural(n, "file", "files") + " only size and ETag: the source keeps no checksums of them"
+	}
 }
 
 // tokenizerNote says what a tokenizer of another repository is.

@@ -177,3 +177,17 @@ func TestIncompleteRow(t *testing.T) {
 		t.Error(says)
 	}
 }
+
+// TestCheckedSays: files whose source keeps no checksum do not pass for verified.
+func TestCheckedSays(t *testing.T) {
+	some := []registry.File{{Path: "a"}, {Path: "b", Unsummed: true}}
+	if got := checked(some[:1]); got != "and verified" {
+		t.Error(got)
+	}
+	if got := checked(some); !strings.Contains(got, "of 1 file only size and ETag") {
+		t.Error(got)
+	}
+	if got := checked(some[1:]); !strings.Contains(got, "only size and ETag checked") {
+		t.Error(got)
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // Proxy stands between a client and a server. It counts, and does what the network and busy services do: it changes
@@ -98,11 +99,15 @@ func (p *Proxy) handler(forward http.Handler) http.Handler {
 
 // IsObject reports whether a request is for the content of an object.
 func IsObject(r *http.Request) bool {
-	return r.Method == http.MethodGet && strings.Count(strings.Trim(r.URL.Path, "/"), "/") > 0 && r.URL.Query().Get("list-type") == ""
+	q := r.URL.Query()
+	return r.Method == http.MethodGet && strings.Count(strings.Trim(r.URL.Path, "/"), "/") > 0 && q.Get("list-type") == "" && !q.Has("attributes")
 }
 
 // modify applies a fault to an answer.
 func (p *Proxy) modify(resp *http.Response) error {
+	if at, err := time.Parse(time.ANSIC, resp.Header.Get("Last-Modified")); err == nil && resp.Request.URL.Query().Has("attributes") {
+		resp.Header.Set("Last-Modified", at.UTC().Format(http.TimeFormat)) // as S3 writes it; the server here writes it so elsewhere
+	}
 	f, _ := resp.Request.Context().Value(faultKey{}).(Fault)
 	if f.Body == nil && !f.Cut || resp.StatusCode >= 300 {
 		return nil

@@ -176,6 +176,34 @@ func (s *Server) PutWith(t testing.TB, bucket, key string, content []byte, o min
 	check(t, err)
 }
 
+// PutParts uploads an object in parts of a size with a sum for each, of which the service keeps the sum of the sums.
+func (s *Server) PutParts(t testing.TB, bucket, key string, content []byte, size int, kind minio.ChecksumType) {
+	t.Helper()
+	core := minio.Core{Client: s.Client}
+	id, err := core.NewMultipartUpload(t.Context(), bucket, key, minio.PutObjectOptions{UserMetadata: map[string]string{
+		"X-Amz-Checksum-Algorithm": kind.String(), "X-Amz-Checksum-Type": "COMPOSITE"}})
+	check(t, err)
+	var parts []minio.CompletePart
+	for n := 1; len(content) > 0; n++ {
+		part := content[:min(size, len(content))]
+		content = content[len(part):]
+		sum := kind.ChecksumBytes(part)
+		header := http.Header{}
+		header.Set(kind.Key(), sum.Encoded())
+		got, err := core.PutObjectPart(t.Context(), bucket, key, id, n, bytes.NewReader(part), int64(len(part)), minio.PutObjectPartOptions{CustomHeader: header})
+		check(t, err)
+		done := minio.CompletePart{PartNumber: n, ETag: got.ETag}
+		if kind == minio.ChecksumSHA256 {
+			done.ChecksumSHA256 = sum.Encoded()
+		} else {
+			done.ChecksumCRC32C = sum.Encoded()
+		}
+		parts = append(parts, done)
+	}
+	_, err = core.CompleteMultipartUpload(t.Context(), bucket, key, id, parts, minio.PutObjectOptions{})
+	check(t, err)
+}
+
 // PutSummed uploads an object with its SHA-256, which the service then keeps and tells.
 func (s *Server) PutSummed(t testing.TB, bucket, key string, content []byte) {
 	t.Helper()
