@@ -54,7 +54,7 @@ func versionOf(ctx context.Context, program string, t *Template) string {
 	if words := t.fixed(); len(words) >= 2 && words[0] == "-m" && strings.HasPrefix(filepath.Base(program), "python") {
 		argv = append(argv, words[0], words[1])
 	}
-	cmd := exec.CommandContext(ctx, argv[0], append(argv[1:], "--version")...) //nolint:gosec // what an admin has defined
+	cmd := exec.CommandContext(ctx, argv[0], append(argv[1:], "--version")...)
 	cmd.Env = process.BaseEnv()
 	cmd.WaitDelay = time.Second
 	said, err := cmd.CombinedOutput()
