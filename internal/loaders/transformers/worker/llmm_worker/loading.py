@@ -305,9 +305,9 @@ def choose_class(config, settings):
         auto = transformers.AutoModelForCausalLM
         if getattr(config, "is_encoder_decoder", False):
             auto = transformers.AutoModelForSeq2SeqLM
-        elif type(config) not in auto._model_mapping.keys() and not getattr(config, "auto_map", None):
+        elif type(config) not in auto._model_mapping and not getattr(config, "auto_map", None):
             multimodal = getattr(transformers, "AutoModelForImageTextToText", None)
-            if multimodal is not None and type(config) in multimodal._model_mapping.keys():
+            if multimodal is not None and type(config) in multimodal._model_mapping:
                 auto = multimodal
     return auto, kind
 
