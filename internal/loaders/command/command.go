@@ -281,7 +281,7 @@ func warmup(api registry.API, model string) httpengine.API {
 		return httpengine.API{Path: "/v1/embeddings", Body: map[string]any{"model": model, "input": "Hi"}}
 	case registry.APICompletions:
 		return httpengine.API{Path: "/v1/completions", Body: map[string]any{"model": model, "prompt": "Hi", "max_tokens": 1}}
-	case registry.APIChat:
+	case registry.APIChat, registry.APIFillMask, registry.APIClassify:
 	}
 	return httpengine.API{Path: "/v1/chat/completions", Body: map[string]any{"model": model, "messages": []any{map[string]any{"role": "user", "content": "Hi"}}, "max_tokens": 1}}
 }
