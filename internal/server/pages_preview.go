@@ -93,7 +93,8 @@ func (s *Server) preview(c echo.Context, f view.Form, values map[string]any, bad
 		p, _, err := refused(registry.ProblemOf(err))
 		return p, l, err
 	}
-	return s.previewOf(c, &l, f), l, nil
+	p = s.previewOf(c, &l, f)
+	return p, l, nil
 }
 
 // previewOf shows what was found as far as the caller may see it.

@@ -149,6 +149,10 @@ func digest(kind DigestKind, data []byte) Digest {
 	case MD5:
 		s := md5.Sum(data)
 		sum = s[:]
+	default:
+		h := newHash(kind)
+		h.Write(data)
+		sum = h.Sum(nil)
 	}
 	return Digest{Kind: kind, Sum: hex.EncodeToString(sum)}
 }

@@ -1,6 +1,7 @@
 package huggingface_test
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -276,7 +277,7 @@ func TestTokenizerPath(t *testing.T) {
 		t.Errorf("of %d bytes it began with %+v and ended with %+v", whole, first, last)
 	}
 	for _, name := range paths(snap.Tokenizer.Files) {
-		if got, err := os.ReadFile(filepath.Join(a.Tokenizer.Folder, name)); err != nil || string(got) != string(words[name]) {
+		if got, err := os.ReadFile(filepath.Join(a.Tokenizer.Folder, name)); err != nil || !bytes.Equal(got, words[name]) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

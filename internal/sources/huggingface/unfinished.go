@@ -162,7 +162,7 @@ func (r repo) settle(n unfinished, whole bool) error {
 		}
 	}()
 	if err != nil {
-		return nil //nolint:nilerr // another process is at it
+		return nil // another process is at it
 	}
 	if there, ok := k.revisions[n.Commit]; !ok || len(there) > 0 {
 		return r.dropNote(n) // only the files of another fetch are here

@@ -382,10 +382,10 @@ func TestSums(t *testing.T) {
 				}}
 			})
 			defer r.proxy.Fault(nil)
-			a, err := r.source.Fetch(within(t), s, func(registry.Progress) {})
+			_, err = r.source.Fetch(within(t), s, func(registry.Progress) {})
 			refused(t, err, registry.CodeLoadingFailed, registry.FailureCorruptFile, "big.gguf")
 			r.proxy.Fault(nil)
-			a = r.fetch(t, s)
+			a := r.fetch(t, s)
 			if got, err := os.ReadFile(a.Path); err != nil || !bytes.Equal(got, big) {
 				t.Errorf("not what was put: %v", err)
 			}
