@@ -26,7 +26,7 @@ async function reason(res) {
   } catch { return res.statusText || `status ${res.status}`; }
 }
 
-// deltas yields the pieces of text of an OpenAI stream.
+// deltas yields the pieces of text of an OpenAI stream, and how many tokens they were when the engine says it.
 async function* deltas(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -42,7 +42,7 @@ async function* deltas(body) {
       if (data === "[DONE]") return;
       const part = JSON.parse(data);
       if (part.error) throw new Error(part.error.message || "The model stopped with an error.");
-      yield part.choices?.[0]?.delta?.content || "";
+      yield { piece: part.choices?.[0]?.delta?.content || "", tokens: part.usage?.completion_tokens };
     }
   }
 }
@@ -63,24 +63,27 @@ async function ask(form) {
   busy.set(form, stop);
   waiting(form, true);
   const began = performance.now();
-  let answer = "", pieces = 0, first = 0;
+  let answer = "", pieces = 0, counted = 0, first = 0, last = 0; // a piece may hold several tokens: engines say in the end how many it was
   try {
     const res = await fetch("/v1/chat/completions", {
       method: "POST", credentials: "same-origin", signal: stop.signal, headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ model: form.dataset.chat, stream: true, messages: talk }),
+      body: JSON.stringify({ model: form.dataset.chat, stream: true, messages: talk, stream_options: { include_usage: true } }),
     });
     if (!res.ok) throw new Error(await reason(res));
-    for await (const piece of deltas(res.body)) {
+    for await (const { piece, tokens } of deltas(res.body)) {
+      counted = tokens || counted;
       if (!piece) continue;
-      first ||= performance.now();
+      last = performance.now();
+      first ||= last;
       pieces++;
       answer += piece;
       const end = list.scrollHeight - list.scrollTop - list.clientHeight < 24;
       out.textContent = answer;
       if (end) list.scrollTop = list.scrollHeight;
     }
-    const seconds = (performance.now() - (first || began)) / 1000;
-    note.textContent = pieces ? `First word after ${((first - began) / 1000).toFixed(1)} s, then ${(pieces / Math.max(seconds, .001)).toFixed(0)} tokens/s` : "The model answered with nothing.";
+    const rate = (counted || pieces) / Math.max((last - first) / 1000, .001);
+    note.textContent = pieces ? `First word after ${((first - began) / 1000).toFixed(1)} s` : "The model answered with nothing.";
+    if (last > first) note.textContent += `, then ${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s`;
   } catch (err) {
     if (err.name === "AbortError") { note.textContent = "Stopped."; } else {
       note.textContent = "";
