@@ -57,6 +57,9 @@ func TestWeightsFromAHub(t *testing.T) {
 	b.write("#f-source_path", "team/Gated-GGUF")
 	b.until(says("#preview", "gated"))
 	b.look("form-gated")
+	// What the address bar shows is taken for what it names.
+	b.rewrite("#f-source_path", h.URL+"/team/SmolLM2-GGUF/tree/main")
+	b.until(says("#preview", "Read as team/SmolLM2-GGUF at the revision main"))
 	b.rewrite("#f-source_path", "team/SmolLM2-GGUF")
 	b.until(says("#preview .plan", "Fits") + ` && document.querySelectorAll("#preview input[type=radio]").length === 2`)
 	b.until(`document.querySelector("#f-model_id").value === "team/SmolLM2-GGUF" && document.querySelector("#f-model_format").value === "gguf"`)
@@ -92,6 +95,15 @@ func TestWeightsFromAHub(t *testing.T) {
 	b.until(says("#files .status", "On this machine") + ` && ` + says("#files", "and verified") + ` && document.querySelector("#fetch") === null`)
 	b.until(says("#history", "verified"))
 	t.Logf("%d bytes came before the pause, %d after it", before, h.Served().Bytes-before)
+
+	// Read it once more, from its page and from the list of what is stored.
+	b.press("#verify", func() {})
+	b.until(says("#fetch-last", "every byte of them was read") + ` && document.querySelector("#verify")`)
+	b.look("files-verified")
+	b.click(`.side a[href="/storage"]`)
+	b.until(says("h1", "Storage") + ` && document.querySelector("#stored td.act button")`)
+	b.click(`#stored td.act button`)
+	b.until(`location.pathname === "/models/smol" && ` + says("#fetch-last", "every byte of them was read"))
 
 	// Storage: what it takes, and away with it.
 	b.click(`.side a[href="/storage"]`)
