@@ -21,7 +21,7 @@ const module = "github.com/industriverse/llmmodelmanager"
 
 // The rooms of each floor. A room is a folder below internal/ with all that is below it.
 var (
-	floor1 = []string{"internal/store", "internal/sources", "internal/loaders", "internal/hw", "internal/events", "internal/manifest"}
+	floor1 = []string{"internal/netaddr", "internal/store", "internal/sources", "internal/loaders", "internal/hw", "internal/events", "internal/manifest"}
 	floor2 = []string{"internal/manager"}
 	floor3 = []string{"internal/auth", "internal/gateway", "internal/server"}
 )
@@ -30,10 +30,11 @@ var (
 // to decide where it belongs.
 var mayImport = map[string][]string{
 	"internal/registry": nil,
+	"internal/netaddr":  nil, // standard library only
 
 	"internal/store":    {"internal/registry", "migrations"},
-	"internal/sources":  {"internal/registry"},
-	"internal/loaders":  {"internal/registry"},
+	"internal/sources":  {"internal/registry", "internal/netaddr"},
+	"internal/loaders":  {"internal/registry", "internal/netaddr"},
 	"internal/hw":       {"internal/registry"},
 	"internal/events":   {"internal/registry"},
 	"internal/manifest": {"internal/registry"},

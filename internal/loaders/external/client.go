@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/industriverse/llmmodelmanager/internal/netaddr"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
@@ -31,7 +32,7 @@ type client struct {
 }
 
 func (l *Loader) client(s settings) *client {
-	g := &guard{allow: l.o.AllowPrivate, public: l.o.Public}
+	g := &guard{allow: l.o.AllowPrivate}
 	return &client{s: s, timeout: l.o.Timeout, wire: &http.Transport{
 		Proxy: g.proxy, DialContext: g.dial, TLSHandshakeTimeout: 10 * time.Second, ForceAttemptHTTP2: true,
 		MaxIdleConnsPerHost: 32, IdleConnTimeout: time.Minute, DisableCompression: true, MaxResponseHeaderBytes: 256 << 10,
@@ -170,7 +171,6 @@ func clip(s string) string {
 // may be anywhere; what it may reach is for its own rules to say, but for addresses written as numbers.
 type guard struct {
 	allow   bool
-	public  func(netip.Addr) bool
 	proxies sync.Map // host:port
 }
 
@@ -179,14 +179,17 @@ var errPrivate = errors.New("an address of this machine or of a private network"
 func (g *guard) dial(ctx context.Context, network, hostport string) (net.Conn, error) {
 	d := net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
 	if _, proxy := g.proxies.Load(hostport); !g.allow && !proxy {
-		d.ControlContext = func(_ context.Context, _, address string, _ syscall.RawConn) error {
-			if at, err := netip.ParseAddrPort(address); err != nil || !g.public(at.Addr()) {
-				return errPrivate
-			}
-			return nil
-		}
+		d.ControlContext = func(_ context.Context, _, address string, _ syscall.RawConn) error { return outside(address) }
 	}
 	return d.DialContext(ctx, network, hostport)
+}
+
+// outside is errPrivate for an address, as a connection is made to it, that is not of the open internet.
+func outside(address string) error {
+	if at, err := netip.ParseAddrPort(address); err != nil || !netaddr.Public(at.Addr()) {
+		return errPrivate
+	}
+	return nil
 }
 
 func (g *guard) proxy(req *http.Request) (*url.URL, error) {
@@ -194,7 +197,7 @@ func (g *guard) proxy(req *http.Request) (*url.URL, error) {
 	if err != nil || u == nil {
 		return u, err
 	}
-	if ip, err := netip.ParseAddr(req.URL.Hostname()); err == nil && !g.allow && !g.public(ip) {
+	if ip, err := netip.ParseAddr(req.URL.Hostname()); err == nil && !g.allow && !netaddr.Public(ip) {
 		return nil, errPrivate
 	}
 	port := u.Port()

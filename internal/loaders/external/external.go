@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -28,8 +27,6 @@ type Options struct {
 	// AllowPrivate permits addresses of this machine and of private networks. They are looked at when a connection is
 	// made, after the name was resolved, so that a name that a stranger controls cannot point inside.
 	AllowPrivate bool
-	// Public tells addresses of the open internet from others. Nil: all unicast ones that are not private or local.
-	Public func(netip.Addr) bool
 
 	Timeout time.Duration // of one question of ours; 20 seconds if 0. Requests of users have none
 	Every   time.Duration // how often a service that nobody uses is asked whether it is there; 30 seconds if 0
@@ -50,12 +47,6 @@ var (
 
 // New returns the loader.
 func New(o Options) *Loader {
-	if o.Public == nil {
-		o.Public = func(ip netip.Addr) bool {
-			ip = ip.Unmap()
-			return ip.IsGlobalUnicast() && !ip.IsPrivate()
-		}
-	}
 	if o.Timeout == 0 {
 		o.Timeout = 20 * time.Second
 	}

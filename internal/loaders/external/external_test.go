@@ -3,11 +3,11 @@ package external
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -177,10 +177,21 @@ func TestPrivateAddresses(t *testing.T) {
 	if n := svc.Asked.Load(); n != 0 {
 		t.Errorf("the service was asked %d times", n)
 	}
-	public := New(Options{}).o.Public
-	for ip, want := range map[string]bool{"8.8.8.8": true, "10.1.2.3": false, "192.168.0.1": false, "169.254.169.254": false, "::1": false, "fd00::1": false, "0.0.0.0": false, "2606:4700::1": true} {
-		if public(netip.MustParseAddr(ip)) != want {
-			t.Errorf("%s: public is not %t", ip, want)
+	// Looked at before a packet is sent, so that these need not exist.
+	for _, host := range []string{"100.64.1.1", "100.100.100.200", "198.18.0.1", "169.254.169.254", "10.1.2.3", "192.0.2.1"} {
+		_, err := load(t, New(Options{Timeout: time.Second}), model("http://"+host, nil))
+		if err == nil || !strings.Contains(err.Error(), "private network") {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+	for at, want := range map[string]error{
+		"8.8.8.8:443": nil, "[2606:4700::1]:443": nil, "[64:ff9b::808:808]:443": nil, "[2002:808:808::1]:443": nil,
+		"100.64.1.1:80": errPrivate, "192.168.0.1:80": errPrivate, "0.0.0.0:80": errPrivate, "[::1]:80": errPrivate, "[fd00::1]:80": errPrivate,
+		"[fe80::1%eth0]:80": errPrivate, "[64:ff9b::a9fe:a9fe]:80": errPrivate, "[2002:7f00:1::]:80": errPrivate, "[::127.0.0.1]:80": errPrivate,
+		"no address": errPrivate,
+	} {
+		if got := outside(at); !errors.Is(got, want) {
+			t.Errorf("%s: %v, want %v", at, got, want)
 		}
 	}
 }

@@ -12,9 +12,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/industriverse/llmmodelmanager/internal/netaddr"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 	"github.com/industriverse/llmmodelmanager/internal/sources"
-	"github.com/industriverse/llmmodelmanager/internal/sources/fetch"
 )
 
 // Options say which services may be named.
@@ -84,7 +84,7 @@ func (s *Source) Check(ref sources.Ref) []registry.FieldError {
 	}
 	var errs []registry.FieldError
 	host := strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
-	if ip, err := netip.ParseAddr(host); !s.o.AllowPrivate && (host == "localhost" || strings.HasSuffix(host, ".localhost") || err == nil && !fetch.Public(ip)) {
+	if ip, err := netip.ParseAddr(host); !s.o.AllowPrivate && (host == "localhost" || strings.HasSuffix(host, ".localhost") || err == nil && !netaddr.Public(ip)) {
 		errs = append(errs, registry.FieldError{Field: "source_path", Msg: fmt.Sprintf(
 			"leads to %s, which is an address of this machine or of a private network. An admin can allow these for the server with --external-private", host)})
 	}

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/industriverse/llmmodelmanager/internal/netaddr"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
@@ -67,7 +68,7 @@ func (g *guard) dial(ctx context.Context, network, hostport string) (net.Conn, e
 	if _, proxy := g.proxies.Load(hostport); g.allow != nil && !proxy && !g.allow(hostport) {
 		d.ControlContext = func(_ context.Context, _, address string, _ syscall.RawConn) error {
 			at, err := netip.ParseAddrPort(address)
-			if err != nil || !Public(at.Addr()) {
+			if err != nil || !netaddr.Public(at.Addr()) {
 				return refused(hostport)
 			}
 			return nil
@@ -85,7 +86,7 @@ func (g *guard) proxy(next func(*http.Request) (*url.URL, error)) func(*http.Req
 			return u, err
 		}
 		target := withPort(req.URL)
-		if ip, err := netip.ParseAddr(req.URL.Hostname()); err == nil && g.allow != nil && !g.allow(target) && !Public(ip) {
+		if ip, err := netip.ParseAddr(req.URL.Hostname()); err == nil && g.allow != nil && !g.allow(target) && !netaddr.Public(ip) {
 			return nil, refused(target)
 		}
 		g.proxies.Store(withPort(u), true)
@@ -111,50 +112,4 @@ func withPort(u *url.URL) string {
 func refused(hostport string) error {
 	return &registry.Error{Code: registry.CodeUnavailable, Op: "fetch",
 		Msg: fmt.Sprintf("the other side points to %s, which is an address of this machine or of a private network; nothing was sent there. If that is meant to be, configure it as the endpoint", hostport)}
-}
-
-// The networks that are neither private nor loopback by their flags and still not of the open internet.
-var special = []netip.Prefix{
-	netip.MustParsePrefix("0.0.0.0/8"),       // this network
-	netip.MustParsePrefix("100.64.0.0/10"),   // carrier-grade NAT
-	netip.MustParsePrefix("192.0.0.0/24"),    // protocol assignments
-	netip.MustParsePrefix("198.18.0.0/15"),   // benchmarks
-	netip.MustParsePrefix("240.0.0.0/4"),     // reserved, broadcast
-	netip.MustParsePrefix("64:ff9b:1::/48"),  // local-use translation
-	netip.MustParsePrefix("fec0::/10"),       // site-local, deprecated
-	netip.MustParsePrefix("2001:db8::/32"),   // documentation
-	netip.MustParsePrefix("192.0.2.0/24"),    // documentation
-	netip.MustParsePrefix("198.51.100.0/24"), // documentation
-	netip.MustParsePrefix("203.0.113.0/24"),  // documentation
-}
-
-// The networks that carry an IPv4 address in an IPv6 one, and at which byte.
-var embedding = []struct {
-	net netip.Prefix
-	at  int
-}{
-	{netip.MustParsePrefix("64:ff9b::/96"), 12}, // NAT64
-	{netip.MustParsePrefix("2002::/16"), 2},     // 6to4
-	{netip.MustParsePrefix("::/96"), 12},        // IPv4-compatible
-}
-
-// Public reports whether an address is one of the open internet: not of this machine, a private network, a link, or a
-// range that is set aside.
-func Public(ip netip.Addr) bool {
-	ip = ip.Unmap().WithZone("")
-	if !ip.IsValid() || !ip.IsGlobalUnicast() || ip.IsPrivate() || ip.IsLoopback() {
-		return false
-	}
-	for _, p := range special {
-		if p.Contains(ip) {
-			return false
-		}
-	}
-	for _, e := range embedding {
-		if e.net.Contains(ip) {
-			b := ip.As16()
-			return Public(netip.AddrFrom4([4]byte(b[e.at : e.at+4])))
-		}
-	}
-	return true
 }

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/industriverse/llmmodelmanager/internal/netaddr"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 	"github.com/industriverse/llmmodelmanager/internal/sources/fetch"
 	"github.com/industriverse/llmmodelmanager/internal/sources/headers"
@@ -29,7 +30,7 @@ func guardedTransport(endpoint *url.URL) http.RoundTripper {
 
 func isPrivate(host string) bool {
 	if ip, err := netip.ParseAddr(host); err == nil {
-		return !fetch.Public(ip)
+		return !netaddr.Public(ip)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -38,7 +39,7 @@ func isPrivate(host string) bool {
 		return false
 	}
 	for _, ip := range addresses {
-		if fetch.Public(ip) {
+		if netaddr.Public(ip) {
 			return false
 		}
 	}
