@@ -129,8 +129,12 @@ func (m *Manager) normal(model registry.Model) registry.Model {
 	return model
 }
 
-// checkSource asks the source for the faults of a model's fields.
-func (m *Manager) checkSource(model registry.Model) []registry.FieldError {
+// checkSource asks the source for the faults of a model's fields, and looks where its tokenizer is.
+func (m *Manager) checkSource(ctx context.Context, model registry.Model) []registry.FieldError {
+	// What is not there yet may be registered; what is outside of the folders may not.
+	if e := registry.AsError(m.confineTokenizer(ctx, model)); e != nil && e.Code == registry.CodeInvalid && len(e.Fields) > 0 {
+		return e.Fields
+	}
 	src, err := m.source(model.SourceType)
 	if err != nil {
 		return nil // it may be registered; a load says that it cannot be fetched by this version

@@ -168,6 +168,9 @@ func (m *Manager) resolve(ctx context.Context, model registry.Model) (sources.Sn
 	if err != nil {
 		return sources.Snapshot{}, err
 	}
+	if err := m.confineTokenizer(ctx, model); err != nil {
+		return sources.Snapshot{}, err
+	}
 	model, err = m.withSecrets(ctx, model)
 	if err != nil {
 		return sources.Snapshot{}, err
@@ -296,6 +299,10 @@ func (w *loadWork) load(ctx context.Context) (loaders.Instance, registry.Memory,
 	}
 	given, err := w.m.withSecrets(ctx, model)
 	if err != nil {
+		return nil, none, "", err
+	}
+	// Once more: the files may have taken hours to come, and the folders may be others by now.
+	if err := w.m.confineTokenizer(ctx, model); err != nil {
 		return nil, none, "", err
 	}
 	if c := art.Tokenizer; c != nil {

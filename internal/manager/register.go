@@ -110,7 +110,7 @@ func (m *Manager) Register(ctx context.Context, model registry.Model, o PutOptio
 	model = m.normal(model.WithDefaults())
 	errs := registry.Validate(model)
 	if len(errs) == 0 {
-		errs = m.checkSource(model)
+		errs = m.checkSource(ctx, model)
 	}
 	if len(errs) == 0 && !o.Admin {
 		errs = m.adminOnly(ctx, model)
@@ -272,7 +272,7 @@ func (m *Manager) Import(ctx context.Context, doc *manifest.Document, o PutOptio
 			}
 		}
 		e.Model = m.normal(e.Model)
-		errs := m.checkSource(e.Model)
+		errs := m.checkSource(ctx, e.Model)
 		if len(errs) == 0 && !o.Admin {
 			errs = m.adminOnly(ctx, e.Model)
 		}

@@ -24,6 +24,10 @@ type confined interface {
 
 	// SetRoots sets the folders; none allows any. An error says which folder cannot be one, and changes nothing.
 	SetRoots(folders []string) error
+
+	// Within checks that a path which a field of a model names lies within the folders, all links followed. CodeInvalid when
+	// it does not.
+	Within(ctx context.Context, field, path string) error
 }
 
 // readSetting reads a setting into v and reports whether it was set.
@@ -155,6 +159,35 @@ func (m *Manager) SetRootFolders(ctx context.Context, folders []string) (registr
 		return registry.RootFolders{}, errors.Join(err, m.applyRoots(before.Folders))
 	}
 	return next, nil
+}
+
+// confineTokenizer holds a tokenizer_path that is a path of this machine against the folders that models may be read from,
+// whatever the model's source: an engine reads it, and may run what it finds there. CodeInvalid with the field when it is
+// outside of them; otherwise the error says why it cannot be read.
+func (m *Manager) confineTokenizer(ctx context.Context, model registry.Model) error {
+	path := model.TokenizerPath
+	if !filepath.IsAbs(path) {
+		return nil // it names something within the model's source
+	}
+	for _, src := range m.Sources {
+		c, ok := src.(confined)
+		if !ok {
+			continue
+		}
+		err := c.Within(ctx, "tokenizer_path", path)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		e := *registry.AsError(err)
+		switch {
+		case e.Code == registry.CodeUnavailable:
+			e.Code = registry.CodeInvalid // otherwise what is known of the model would be used without having looked
+		case e.Code == registry.CodeInvalid && len(e.Fields) == 0:
+			e.Fields, e.Msg = []registry.FieldError{{Field: "tokenizer_path", Msg: e.Msg}}, "The tokenizer cannot be used"
+		}
+		return &e
+	}
+	return nil
 }
 
 // applyRoots confines the source of local files. The tiny models of self-tests lie in a folder of ours, which belongs to

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/fake"
+	"github.com/industriverse/llmmodelmanager/internal/manifest"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 	"github.com/industriverse/llmmodelmanager/internal/sources/sourcetest"
 )
@@ -75,4 +77,83 @@ func TestTokenizerOfAnotherPlace(t *testing.T) {
 	if err := checkCompanion(r.ctx(), d, a.Artifact.Artifact(), func(registry.Progress) {}); err == nil || !strings.Contains(err.Error(), "org/words") {
 		t.Errorf("a damaged tokenizer: %v", err)
 	}
+}
+
+// TestTokenizerWithinRoots: the tokenizer of a model of any source lies within the folders, or the model is neither
+// registered nor planned nor loaded.
+func TestTokenizerWithinRoots(t *testing.T) {
+	t.Parallel()
+	var d *sourcetest.Depot
+	r := newRig(t, withDepot(&d))
+	inside, outside, empty := t.TempDir(), t.TempDir(), t.TempDir()
+	for _, dir := range []string{inside, outside} {
+		if err := os.WriteFile(filepath.Join(dir, "tokenizer.json"), []byte("{}"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link, holds := filepath.Join(empty, "link"), filepath.Join(empty, "folder")
+	for _, err := range []error{os.Symlink(outside, link), os.Mkdir(holds, 0o700), os.Symlink(filepath.Join(outside, "tokenizer.json"), filepath.Join(holds, "tokenizer.json"))} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := func(path string) func(*registry.Model) { return func(m *registry.Model) { m.TokenizerPath = path } }
+	r.fetchable("anywhere", "org/a", at(outside)) // there are no folders yet
+	if _, err := r.SetRootFolders(r.ctx(), []string{inside, empty, r.dir}); err != nil {
+		t.Fatal(err)
+	}
+	r.fetchable("hub", "org/m", at(inside))
+	r.fetchable("later", "org/l", at(filepath.Join(inside, "later"))) // it is not there yet
+	model := registry.Model{ModelID: "bad", SourceType: registry.SourceHuggingFace, SourcePath: "org/m", ModelFormat: registry.FormatGGUF, Engine: fake.Name}
+	for _, kind := range []registry.SourceType{registry.SourceHuggingFace, registry.SourceLocal, registry.SourceS3} {
+		for _, path := range []string{outside, link, holds, filepath.Join(outside, "tokenizer.json"), filepath.Join(link, "tokenizer.json"), outside + "/nothing", inside + "/../" + filepath.Base(outside)} {
+			model.SourceType, model.TokenizerPath = kind, path
+			switch kind {
+			case registry.SourceLocal:
+				model.SourcePath = r.weights()
+			case registry.SourceS3:
+				model.SourcePath = "s3://bucket/m"
+			}
+			_, _, err := r.Register(r.ctx(), model, PutOptions{Actor: "ada", Admin: true})
+			if e := registry.AsError(err); e == nil || e.Code != registry.CodeInvalid || len(e.Fields) != 1 || e.Fields[0].Field != "tokenizer_path" {
+				t.Errorf("%s with %s: %v", kind, path, err)
+			}
+		}
+	}
+	res, err := r.Import(r.ctx(), &manifest.Document{Entries: []manifest.Entry{{Model: model}}}, PutOptions{Actor: "ada"}, true, nil)
+	if err != nil || len(res.Issues) != 1 || res.Issues[0].Field != "tokenizer_path" {
+		t.Errorf("imported: %+v %v", res, err)
+	}
+	refused := func(id string) {
+		t.Helper()
+		if p, err := r.Plan(r.ctx(), id, ""); err != nil || p.Problem == nil || p.Problem.Code != registry.CodeInvalid || len(p.Problem.Fields) != 1 || p.Problem.Fields[0].Field != "tokenizer_path" {
+			t.Errorf("%s is planned: %+v %v", id, p.Problem, err)
+		}
+		op := r.end(r.mustLoad(id, LoadOptions{Actor: "ada"}), registry.OperationFailed)
+		if op.Error == nil || op.Error.Code != registry.CodeInvalid {
+			t.Errorf("the load of %s: %+v", id, op.Error)
+		}
+	}
+	refused("anywhere")
+	if p, err := r.Plan(r.ctx(), "hub", ""); err != nil || p.Problem != nil {
+		t.Errorf("%+v %v", p.Problem, err)
+	}
+	if p, err := r.Plan(r.ctx(), "later", ""); err != nil || p.Problem == nil || p.Problem.Code != registry.CodeNotFound {
+		t.Errorf("what is not there: %+v %v", p.Problem, err)
+	}
+	r.ready("hub")
+	r.end(r.unload("hub"), registry.OperationSucceeded)
+	// The folders change, while the files of a model are on their way.
+	gate := d.Hold("org/slow")
+	r.fetchable("slow", "org/slow", at(inside))
+	op := r.mustLoad("slow", LoadOptions{Actor: "ada"})
+	r.until("slow", "fetching", func(rt registry.Runtime) bool { return rt.Artifact == registry.ArtifactFetching })
+	if _, err := r.SetRootFolders(r.ctx(), []string{r.dir}); err != nil {
+		t.Fatal(err)
+	}
+	close(gate)
+	if op := r.end(op, registry.OperationFailed); op.Error == nil || op.Error.Code != registry.CodeInvalid {
+		t.Errorf("the load during which the folders changed: %+v", op.Error)
+	}
+	refused("hub")
 }

@@ -65,6 +65,21 @@ func (s *Source) SetRoots(folders []string) error {
 // Roots returns the folders that the source is confined to; none means any folder.
 func (s *Source) Roots() []string { return slices.Clone(*s.roots.Load()) }
 
+// Within checks that what a model of any source names on this machine is there and within the roots, all links followed,
+// also those in a folder. field is what names it. Without roots it looks at nothing. CodeInvalid when it is outside, CodeNotFound
+// or CodeLoadingFailed with FailureMissingFile when something is not there, CodeUnavailable when the disk fails.
+func (s *Source) Within(ctx context.Context, field, path string) error {
+	in := s.look(ctx)
+	if len(in.roots) == 0 {
+		return nil
+	}
+	path, info, err := in.locate(field, path)
+	if err == nil && info.IsDir() {
+		_, err = in.walk(path)
+	}
+	return err
+}
+
 func cleaned(folders []string) roots {
 	var r roots
 	for _, f := range folders {
