@@ -248,7 +248,7 @@ func (m *Manager) forgetDir(instance string) {
 	if instance == "" {
 		return
 	}
-	if err := os.RemoveAll(filepath.Join(m.runDir(), instance)); err != nil { //nolint:gosec // below our own folder, and the name is one that we made or found there
+	if err := os.RemoveAll(filepath.Join(m.runDir(), instance)); err != nil {
 		m.log.Warn("The folder of an instance could not be removed", "instance", instance, "err", err)
 	}
 }

@@ -135,11 +135,11 @@ func New(o Options) *Manager {
 // the background work. It returns when the manager may be used; a bad models file never blocks it.
 func (m *Manager) Start(ctx context.Context) error {
 	for _, dir := range []string{m.logDir(), m.runDir()} {
-		if err := os.MkdirAll(dir, 0o700); err != nil { //nolint:gosec // the data folder is the operator's choice
+		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return registry.Errorf(registry.CodeUnavailable, "The data folder cannot be used: %w", err)
 		}
 	}
-	if err := os.RemoveAll(m.selfTestDir()); err != nil { //nolint:gosec // a folder of ours in the data folder, which is the operator's choice
+	if err := os.RemoveAll(m.selfTestDir()); err != nil {
 		m.log.Warn("What is left of a self-test cannot be removed", "err", err)
 	}
 	if err := m.applySettings(ctx); err != nil {

@@ -150,7 +150,7 @@ type sums struct{ sha256, git string }
 
 // hashFile reads a file of so many bytes to its end.
 func hashFile(ctx context.Context, path string, size int64, read func(n int)) (sums, error) {
-	file, err := os.Open(path) //nolint:gosec // a file of the revision, by the name that the manager itself wrote down
+	file, err := os.Open(path)
 	if err != nil {
 		return sums{}, damaged(registry.FailureMissingFile, fmt.Sprintf("%s cannot be read: %v", path, err), "Fetch the model again")
 	}
