@@ -162,10 +162,18 @@ func TestConformance(t *testing.T) {
 	})
 }
 
+// The connections of a child, and what each may lose when it is killed: half of it is the most that is in memory, the
+// other half is for what was under way.
+const (
+	childConnections = 4
+	childChunk       = 256 << 10
+)
+
 // child is what this test binary does when it is started by a test as another process.
 func child(role string) int {
 	env := os.Getenv
-	s, err := huggingface.New(huggingface.Options{Cache: env("HF_TEST_CACHE"), Endpoint: env("HF_TEST_ENDPOINT"), Fetcher: fetch.New(fetch.Options{MinFree: -1})})
+	fetcher := fetch.New(fetch.Options{MinFree: -1, Connections: childConnections, Memory: childConnections * childChunk / 2})
+	s, err := huggingface.New(huggingface.Options{Cache: env("HF_TEST_CACHE"), Endpoint: env("HF_TEST_ENDPOINT"), Fetcher: fetcher})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
