@@ -1,18 +1,17 @@
 package manager
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
@@ -83,6 +82,10 @@ func (m *Manager) InstallEngine(ctx context.Context, name, actor string) (regist
 	stages := []registry.StageName{registry.StageFetch, registry.StageVerify, registry.StageEngine, registry.StageReady}
 	return m.beginEngineJob(registry.OperationInstall, info, actor, "asked for", stages, func(ctx context.Context, t *tracker) (string, error) {
 		if err := ins.Install(ctx, m.EngineDir, t.report); err != nil {
+			// The engine tells of processes, if any are in its way; people know their models.
+			if why := m.inUse(l, filepath.Join(m.EngineDir, name, ins.Offered())); why != "" && registry.CodeOf(err) == registry.CodeConflict {
+				err = registry.Errorf(registry.CodeConflict, "%w. Here %s", err, why)
+			}
 			return "", err
 		}
 		m.ForgetEngines()
@@ -144,21 +147,39 @@ func (m *Manager) RemoveEngine(ctx context.Context, name, version, actor string)
 		}
 		folders = []string{st.Installed[i].Path}
 	}
-	if why := m.inUse(l, folders[0]); why != "" {
-		return registry.Operation{}, registry.Errorf(registry.CodeConflict, "%s cannot be removed: %s", strings.TrimSpace(st.Title+" "+version), why)
+	what := strings.TrimSpace(st.Title + " " + version)
+	if err := m.unused(l, what, folders[0]); err != nil {
+		return registry.Operation{}, err
 	}
 	return m.beginEngineJob(registry.OperationRemove, l.Info(), actor, "asked for", registry.RemoveStages, func(_ context.Context, t *tracker) (string, error) {
-		t.stage(registry.StageCheck, "Nothing runs on it")
-		var freed int64
-		for _, f := range folders {
-			n, err := m.removeFolder(f, t)
-			if freed += n; err != nil {
-				return "", err
-			}
-		}
-		m.sizes.forget()
-		return fmt.Sprintf("%s was removed, which freed %s.", strings.TrimSpace(st.Title+" "+version), registry.Bytes(freed)), nil
+		return m.removeUnused(l, what, folders, t)
 	})
+}
+
+// removeUnused removes folders of an engine unless something needs the files of the first. That is looked at again: since it
+// was asked for, a model may have been loaded.
+func (m *Manager) removeUnused(l loaders.Loader, what string, folders []string, t *tracker) (string, error) {
+	if err := m.unused(l, what, folders[0]); err != nil {
+		return "", err
+	}
+	t.stage(registry.StageCheck, "Nothing runs on it")
+	var freed int64
+	for _, f := range folders {
+		n, err := m.removeFolder(f, t)
+		if freed += n; err != nil {
+			return "", err
+		}
+	}
+	m.sizes.forget()
+	return fmt.Sprintf("%s was removed, which freed %s.", what, registry.Bytes(freed)), nil
+}
+
+// unused is CodeConflict while something needs the files below folder.
+func (m *Manager) unused(l loaders.Loader, what, folder string) error {
+	if why := m.inUse(l, folder); why != "" {
+		return registry.Errorf(registry.CodeConflict, "%s cannot be removed: %s", what, why)
+	}
+	return nil
 }
 
 // inUse says what needs the files of an engine below folder: models that run or start on it, and other engines. "" nothing.
@@ -204,22 +225,7 @@ func runsFrom(h *registry.Handle, folder string) bool {
 	if h.PID == 0 {
 		return false // it runs elsewhere
 	}
-	within := func(p string) bool { return strings.HasPrefix(p, filepath.Clean(folder)+string(filepath.Separator)) }
-	proc := filepath.Join("/proc", strconv.Itoa(h.PID))
-	if exe, err := os.Readlink(filepath.Join(proc, "exe")); err == nil && within(exe) {
-		return true
-	}
-	// The program of a Python environment is a link to the machine's: what it was called by tells.
-	line, err := os.ReadFile(filepath.Join(proc, "cmdline"))
-	if err != nil {
-		return false // it has ended
-	}
-	for word := range bytes.SplitSeq(line, []byte{0}) {
-		if within(string(word)) {
-			return true
-		}
-	}
-	return false
+	return process.StartedFrom(h.PID, folder)
 }
 
 // removing is the beginning of the names of folders that are on their way out, beside those of the engines.

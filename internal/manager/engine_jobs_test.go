@@ -221,6 +221,26 @@ func TestAnUpgradeRemovesTheOldOne(t *testing.T) {
 	}
 }
 
+// TestWhatRunsIsNotTakenAway has a model loaded after a removal or an update was asked for, and before it is done.
+func TestWhatRunsIsNotTakenAway(t *testing.T) {
+	r, one, _ := workshop(t)
+	r.install("llamacpp", registry.OperationSucceeded)
+	r.model("busy", nil, func(m *registry.Model) { m.Engine = "llamacpp" })
+	r.ready("busy")
+	folder := filepath.Join(r.EngineDir, "llamacpp")
+	job := r.newOperation(registry.OperationRemove, "llamacpp", "ada", "asked for", registry.RemoveStages)
+	_, err := r.removeUnused(one, "LLAMACPP", []string{folder}, job)
+	refused(t, err, registry.CodeConflict, "LLAMACPP cannot be removed: busy runs on it")
+	if one.program() == "" {
+		t.Error("it is gone all the same")
+	}
+	one.breaks = registry.Errorf(registry.CodeConflict, "process 1 is in the way")
+	if op := r.install("llamacpp", registry.OperationFailed); op.Error.Code != registry.CodeConflict ||
+		!strings.Contains(op.Error.Msg, "process 1 is in the way") || !strings.Contains(op.Error.Msg, "busy runs on it") {
+		t.Errorf("the update ends with %+v", op.Error)
+	}
+}
+
 func TestOneJobAtATime(t *testing.T) {
 	r, one, _ := workshop(t)
 	one.begun, one.hold = make(chan struct{}), make(chan struct{})

@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders/install"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
@@ -42,9 +43,9 @@ const packagesFile = "llmm-packages.txt"
 // Install makes dir/transformers/VERSION, a Python environment, or brings the one that is there up to date; dir is one of
 // the SearchDirs. It takes minutes and, while it runs, twice the gigabytes. Progress is StageFetch (bytes), StageVerify (a
 // first import) and StageReady. What was downloaded is kept in dir/build/transformers until all is done, so that an
-// interrupted one goes on; the environment appears whole or not at all. What somebody has installed into it beside our
+// interrupted one goes on; the environment appears whole or not at all, and the old one goes in the same step. What somebody has installed into it beside our
 // packages stays. When ctx ends, nothing of it runs any more. Errors are CodeUnavailable (no Python that will do, or the
-// download failed), CodeConflict (another install runs) or CodeInternal.
+// download failed), CodeConflict (another install runs, or engines run from what is to be replaced) or CodeInternal.
 func (l *Loader) Install(ctx context.Context, dir string, report func(registry.Progress)) error {
 	in := &installer{Job: install.New(Name, "Transformers", l.o.TagPrefix), dir: dir, work: filepath.Join(dir, "build", Name), report: report}
 	return in.run(ctx)
@@ -80,6 +81,9 @@ func (in *installer) run(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
+	if err := in.unused(final); err != nil { // before gigabytes are fetched
+		return err
+	}
 	in.say(registry.StageFetch, 0, 0, "Fetching the installer")
 	uv, err := in.uv(ctx, python)
 	if err != nil {
@@ -104,22 +108,29 @@ func (in *installer) run(ctx context.Context) error {
 	if err := os.WriteFile(filepath.Join(env, packagesFile), []byte(packages), 0o644); err != nil {
 		return in.Failed(err, "Cannot write into %s: %v", env, err)
 	}
-	// Removing takes seconds, in which nobody should find nothing.
-	old := filepath.Join(in.work, "old")
-	if err := os.RemoveAll(old); err != nil {
-		return in.Failed(err, "Cannot clear %s: %v", old, err)
+	// Engines import as they go: one that began with the old packages would go on with the new ones.
+	if err := in.unused(final); err != nil {
+		return err
 	}
-	if err := os.Rename(final, old); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return in.Failed(err, "Cannot replace %s: %v", final, err)
-	}
-	if err := os.Rename(env, final); err != nil {
+	if err := install.Exchange(env, final); err != nil {
 		return in.Failed(err, "Cannot move the environment to %s: %v", final, err)
 	}
-	for _, name := range []string{"uv-cache", "boot", "old"} {
+	for _, name := range []string{"uv-cache", "boot", "env", "old"} {
 		_ = os.RemoveAll(filepath.Join(in.work, name)) // only takes space now
 	}
 	in.say(registry.StageReady, 0, 0, "Transformers "+bundled+" is installed")
 	return nil
+}
+
+// unused is CodeConflict while engines run from the environment that is to be replaced.
+func (in *installer) unused(final string) error {
+	pids := process.EnginesFrom(final)
+	if len(pids) == 0 {
+		return nil
+	}
+	return &registry.Error{Code: registry.CodeConflict, Op: "transformers.Install", Msg: fmt.Sprintf(
+		"The environment in %s cannot be replaced while engines run from it (processes %s). Unload the models that Transformers runs, then install it again; what was fetched is kept",
+		final, strings.Trim(fmt.Sprint(pids), "[]"))}
 }
 
 func (in *installer) say(stage registry.StageName, done, total int64, msg string) {

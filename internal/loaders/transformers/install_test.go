@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
@@ -24,7 +25,7 @@ func TestInstallBringsAnEnvironmentUpToDate(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	python := fmt.Sprintf(`case "$2" in *importlib.metadata*) echo '{"python": "3.11.7", "torch": "2.15.0", "transformers": %q, "safetensors": "0.8.0", "site": "/"}';; esac`, bundled)
+	python := fmt.Sprintf(`case "$*" in *importlib.metadata*) echo '{"python": "3.11.7", "torch": "2.15.0", "transformers": %q, "safetensors": "0.8.0", "site": "/"}';; esac`, bundled)
 	script(filepath.Join(bin, "python3"), "exit 0")
 	script(filepath.Join(bin, "uv"), `echo "$*" >> `+asked+`; [ "$1" = venv ] && { mkdir -p "$5/bin"; printf '#!/bin/sh\n%s\n' '`+strings.ReplaceAll(python, "'", `'\''`)+`' > "$5/bin/python"; chmod +x "$5/bin/python"; }; exit 0`)
 	t.Setenv("PATH", bin+":/usr/bin:/bin")
@@ -82,5 +83,38 @@ func TestInstallBringsAnEnvironmentUpToDate(t *testing.T) {
 	script(filepath.Join(env, "bin", "python"), "exit 1")
 	if got := install(); strings.Join(got, " ") != "venv pip" {
 		t.Errorf("one that does not work is mended with %q", got)
+	}
+
+	// An engine runs from the environment, under a title of a Python: nothing is fetched, and nothing replaced.
+	if err := os.Remove(filepath.Join(env, packagesFile)); err != nil {
+		t.Fatal(err)
+	}
+	script(filepath.Join(env, "bin", "engine"), "sleep 600")
+	p, err := process.Start(process.Spec{Argv: []string{filepath.Join(env, "bin", "engine")}, Env: process.BaseEnv(), Dir: dir, Tag: "transformersinstall/one", LogPath: filepath.Join(dir, "log")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = os.Remove(asked)
+	err = New(Options{TagPrefix: "transformersinstall"}).Install(t.Context(), dir, nil)
+	if registry.CodeOf(err) != registry.CodeConflict || !strings.Contains(err.Error(), "Unload") {
+		t.Errorf("under a running engine: %v", err)
+	}
+	if _, err := os.Stat(asked); err == nil {
+		t.Error("under a running engine uv was asked all the same")
+	}
+	if err := p.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if got := install(); len(got) == 0 {
+		t.Error("once it had ended nothing was installed")
+	}
+	left, err := os.ReadDir(filepath.Join(dir, "build", Name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range left {
+		if e.IsDir() {
+			t.Errorf("the folder %s is left", e.Name())
+		}
 	}
 }
