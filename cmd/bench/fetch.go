@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,6 +38,7 @@ const peakMemory = 200e6
 type fetcher struct {
 	name    string
 	command func(ctx context.Context, home string) ([]*exec.Cmd, error)
+	ranges  bool // its files are ranges of those that are served
 	sync    bool // its files are synced afterwards, within the time: it leaves them in the page cache, and ours brings them to the disk
 }
 
@@ -117,7 +120,7 @@ func (b *bench) fetchIn(ctx context.Context, w weather, hub, served string, fetc
 	}
 	defer func() { err = errors.Join(err, h.stop()) }()
 	if w.curl {
-		fetchers = append(fetchers, fetcher{name: "curl", command: plain(h.url, served), sync: true})
+		fetchers = append(fetchers, fetcher{name: "curl", command: plain(h.url, served), sync: true, ranges: true})
 	}
 	results := make([][]fetched, len(fetchers))
 	// The first round warms what there is to warm, and does not count.
@@ -157,21 +160,27 @@ func (b *bench) fetchLines(w weather, fetchers []fetcher, results [][]fetched) {
 			than = 0.8 // it puts nothing together and verifies nothing
 		}
 		theirs := took(i)
-		tries := 0
-		for _, r := range results[i] {
-			tries += r.tries
-		}
 		note := fmt.Sprintf("ours %.0f MB/s, %s %.0f MB/s: %.2f×; CPU %.1f s and %.1f s, memory %.0f and %.0f MB", speed(mine), f.name, speed(theirs),
 			theirs.Seconds()/mine.Seconds(), cpu(0).Seconds(), cpu(i).Seconds(), peak(0)/1e6, peak(i)/1e6)
 		if f.sync {
 			note += fmt.Sprintf("; it synced its files at the end as ours does while it fetches, without that it had %.0f MB/s", speed(middle(results[i], func(f fetched) time.Duration { return f.page })))
 		}
-		if tries > len(results[i]) {
-			note += fmt.Sprintf("; it gave up and was started anew %d times in %d rounds", tries-len(results[i]), len(results[i]))
-		}
+		note += "; ours " + restarts(results[0]) + ", " + f.name + " " + restarts(results[i])
 		b.line(fmt.Sprintf("  at least %.1f× %s", than, f.name), float64(mine), float64(theirs)/than, millis, note)
 	}
 	b.line("  our peak memory", peak(0), peakMemory, megabytes, fmt.Sprintf("%.1f s of CPU", cpu(0).Seconds()))
+}
+
+// restarts says how often a program gave up and was started anew, in its measured rounds together.
+func restarts(rs []fetched) string {
+	n := -len(rs)
+	for _, r := range rs {
+		n += r.tries
+	}
+	if n == 0 {
+		return "never gave up"
+	}
+	return fmt.Sprintf("gave up and was started anew %d times in %d rounds", n, len(rs))
 }
 
 func middle(rs []fetched, of func(fetched) time.Duration) time.Duration {
@@ -244,7 +253,7 @@ func (b *bench) fetchOnce(ctx context.Context, h *hubProcess, f fetcher, served 
 		}
 		r.took, r.tries = time.Duration(said.Seconds*float64(time.Second)), said.Tries
 	}
-	return r, sameBytes(home, served)
+	return r, sameBytes(home, served, !f.ranges)
 }
 
 // syncFiles brings every file below a folder to the disk.
@@ -261,34 +270,64 @@ func syncFiles(dir string) error {
 	})
 }
 
-// sameBytes tells whether as many bytes of weights are below a folder as are served.
-func sameBytes(home, served string) error {
-	count := func(dir string) (int64, error) {
-		var n int64
-		err := filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error {
-			if err == nil && d.IsDir() && d.Name() == "xet" {
-				return filepath.SkipDir // Python's own notes
-			}
-			if err != nil || !d.Type().IsRegular() {
-				return err
-			}
-			fi, err := d.Info()
-			if err == nil && fi.Size() > 100_000 { // neither settings nor notes of a cache
-				n += fi.Size()
-			}
-			return err
-		})
-		return n, err
-	}
-	want, err := count(served)
+// sameBytes tells whether the weights below a folder are those that are served: as many bytes, and with content each
+// file by its SHA-256, whatever it is called there. Without it files may be ranges of those that are served.
+func sameBytes(home, served string, content bool) error {
+	want, err := weightsBelow(served, content)
 	if err != nil {
 		return err
 	}
-	got, err := count(home)
-	if err == nil && got != want {
-		err = fmt.Errorf("%d bytes were fetched, not %d", got, want)
+	got, err := weightsBelow(home, content)
+	if err != nil {
+		return err
 	}
-	return err
+	if got.bytes != want.bytes {
+		return fmt.Errorf("%d bytes were fetched, not %d", got.bytes, want.bytes)
+	}
+	if content && !slices.Equal(got.sums, want.sums) {
+		return fmt.Errorf("the content of what was fetched is not what is served: %d files of %d", len(got.sums), len(want.sums))
+	}
+	return nil
+}
+
+// weights are files of weights: their bytes together and, sorted, the SHA-256 of each.
+type weights struct {
+	bytes int64
+	sums  []string
+}
+
+func weightsBelow(dir string, content bool) (w weights, err error) {
+	err = filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error {
+		if err == nil && d.IsDir() && d.Name() == "xet" {
+			return filepath.SkipDir // Python's own notes
+		}
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		fi, err := d.Info()
+		if err != nil || fi.Size() <= 100_000 { // settings, or notes of a cache
+			return err
+		}
+		w.bytes += fi.Size()
+		if !content {
+			return nil
+		}
+		sum, err := sumOf(p)
+		w.sums = append(w.sums, sum)
+		return err
+	})
+	slices.Sort(w.sums)
+	return w, err
+}
+
+func sumOf(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	h := sha256.New()
+	_, err = io.Copy(h, f)
+	return hex.EncodeToString(h.Sum(nil)), errors.Join(err, f.Close())
 }
 
 // writeShards writes a model of random bytes: nothing on the way can make less of them.
