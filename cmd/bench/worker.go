@@ -326,7 +326,7 @@ type inProcess struct {
 // startInProcess starts it with the environment of a worker, and returns when it has loaded.
 func startInProcess(ctx context.Context, python string, like *command) (*inProcess, error) {
 	p := &inProcess{cmd: exec.CommandContext(ctx, python, "-c", inProcessPy), err: &bytes.Buffer{}}
-	p.cmd.Env, p.cmd.Stderr = like.env, p.err
+	p.cmd.Env, p.cmd.Stderr = append(slices.Clone(like.env), "PYTHONPATH="+like.argv[len(like.argv)-1]), p.err // its last argument is its folder
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var err error
 	if p.in, err = p.cmd.StdinPipe(); err != nil {

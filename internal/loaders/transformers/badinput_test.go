@@ -268,7 +268,7 @@ func TestBadInterpreters(t *testing.T) {
 		}
 	})
 	t.Run("dies as a worker", func(t *testing.T) {
-		p := script("dies", `[ "$1" = -c ] && { `+versions("2.9.0+cpu", "5.0.0")+`; exit; }; echo "Traceback: it went wrong" >&2; exit 7`)
+		p := script("dies", `[ $# = 4 ] && { `+versions("2.9.0+cpu", "5.0.0")+`; exit; }; echo "Traceback: it went wrong" >&2; exit 7`)
 		l := transformers.New(transformers.Options{Python: p, TagPrefix: tagOf(t), WorkerDir: t.TempDir()})
 		v, err := l.Check(t.Context())
 		if err != nil || len(v.Devices) != 1 {

@@ -61,7 +61,7 @@ var failures = []registry.FailureKind{registry.FailureOutOfMemory, registry.Fail
 // causes are ends that the worker could not explain itself: Python that does not start, a library that ends the process.
 var causes = []httpengine.Cause{
 	{Kind: registry.FailureEngineMissing, Pattern: regexp.MustCompile(`No module named '?llmm_worker`),
-		Msg: "The interpreter does not find the worker", Hint: "The interpreter may ignore PYTHONPATH; name a plain python with --transformers-python."},
+		Msg: "The interpreter does not find the worker", Hint: "Load the model again. If that does not help, name a plain python with --transformers-python."},
 	{Kind: registry.FailureOutOfMemory, Pattern: regexp.MustCompile(`(?i)CUDA out of memory|CUDA error: out of memory|torch\.(?:cuda\.)?OutOfMemoryError`),
 		Msg: "The worker ran out of GPU memory", Hint: "Unload other models, give it a shorter context_length, or set quantization_bits to 8 or 4."},
 	{Kind: registry.FailureOutOfMemory, Pattern: regexp.MustCompile(`(?i)\bMemoryError\b|std::bad_alloc|DefaultCPUAllocator: (?:can't|not enough)`),

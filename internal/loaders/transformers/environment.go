@@ -182,11 +182,15 @@ var oldest = []struct {
 	{"safetensors", "0.4", func(e environment) string { return e.Safetensors }},
 }
 
+// isolated has Python import nothing from the folder it runs in, from the account's own packages, or from where PYTHON…
+// variables say: before 3.11 it would read json.py of the current folder before its own. Output is not held back.
+var isolated = []string{"-I", "-u"}
+
 // inspect asks an interpreter what it has and refuses one that the worker cannot run in.
 func inspect(ctx context.Context, path string) (environment, error) {
-	cmd := exec.CommandContext(ctx, path, "-c", asked)
-	cmd.Env = append(process.BaseEnv(), "PYTHONSAFEPATH=1")
-	cmd.Dir = os.TempDir()
+	cmd := exec.CommandContext(ctx, path, append(slices.Clone(isolated), "-c", asked)...)
+	cmd.Env = process.BaseEnv()
+	cmd.Dir = "/"
 	cmd.WaitDelay = time.Second
 	out, err := cmd.Output()
 	if ctx.Err() != nil {

@@ -19,7 +19,7 @@ import (
 func TestInstallIsStoppedAndGoesOn(t *testing.T) {
 	dir, bin := t.TempDir(), t.TempDir()
 	hang := filepath.Join(bin, "hang")
-	python := fmt.Sprintf(`case "$2" in *importlib.metadata*) echo '{"python": "3.11.7", "torch": "2.15.0", "transformers": %q, "safetensors": "0.8.0", "site": "/"}';; esac`, bundled)
+	python := fmt.Sprintf(`case "$*" in *importlib.metadata*) echo '{"python": "3.11.7", "torch": "2.15.0", "transformers": %q, "safetensors": "0.8.0", "site": "/"}';; esac`, bundled)
 	for name, text := range map[string]string{
 		"python3": "exit 0",
 		"uv": `case "$1" in

@@ -109,7 +109,7 @@ func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(re
 	}
 	cfg.Endpoint = registry.Endpoint{Model: spec.Model.ModelID}
 	cfg.Command = func(port int, key string) httpengine.Command {
-		return httpengine.Command{Argv: []string{e.path, "-m", "llmm_worker"}, Env: environ(spec, v, worker, settings{Path: root, File: file, TokenizerPath: tokenizer, Port: port}, key)}
+		return httpengine.Command{Argv: argv(e.path, worker), Env: environ(spec, v, settings{Path: root, File: file, TokenizerPath: tokenizer, Port: port}, key)}
 	}
 	in, err := httpengine.Load(ctx, cfg, spec, report)
 	if err != nil {
@@ -196,7 +196,7 @@ type settings struct {
 
 // environ is the worker's environment: ours without our secrets, the devices it may see, its settings and its key; where
 // the files are, s says already. No library in it may reach a network.
-func environ(spec loaders.LoadSpec, v params.Values, worker string, s settings, key string) []string {
+func environ(spec loaders.LoadSpec, v params.Values, s settings, key string) []string {
 	s.Format, s.Name, s.Device = string(spec.Model.ModelFormat), spec.Model.ModelID, string(spec.Device)
 	s.QuantizationBits, s.ContextLength = spec.Model.QuantizationBits, ContextFor(spec.Model, spec.Artifact.Facts, spec.Context)
 	s.TrustRemoteCode, s.Offload, s.Params = spec.Model.TrustRemoteCode, filepath.Join(spec.Dir, offload), v
@@ -209,7 +209,7 @@ func environ(spec loaders.LoadSpec, v params.Values, worker string, s settings, 
 		gpus = strings.Join(spec.GPUUUIDs, ",")
 	}
 	env := slices.DeleteFunc(process.BaseEnv(), func(kv string) bool { return strings.HasPrefix(kv, "NVIDIA_VISIBLE_DEVICES=") })
-	env = append(env, "LLMM_WORKER="+string(b), "LLMM_WORKER_KEY="+key, "PYTHONPATH="+worker, "PYTHONUNBUFFERED=1", "PYTHONSAFEPATH=1",
+	env = append(env, "LLMM_WORKER="+string(b), "LLMM_WORKER_KEY="+key,
 		"HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "HF_HUB_DISABLE_TELEMETRY=1", "DO_NOT_TRACK=1", "HF_HOME="+filepath.Join(spec.Dir, home),
 		"TOKENIZERS_PARALLELISM=false", fmt.Sprintf("OMP_NUM_THREADS=%d", threads(v)))
 	if spec.Device == registry.DeviceCPU || gpus != "" {

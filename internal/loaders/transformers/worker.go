@@ -16,7 +16,15 @@ import (
 //go:embed worker/llmm_worker/*.py
 var sources embed.FS
 
-// worker writes the Python package out and returns the folder for PYTHONPATH. The folder is named by what is in it, so
+// begin runs the worker from the folder that is its only argument. Isolated, Python takes none from PYTHONPATH.
+const begin = `import runpy, sys; sys.path.insert(0, sys.argv.pop()); runpy.run_module("llmm_worker", run_name="__main__", alter_sys=True)`
+
+// argv is the command line of a worker that was written to dir.
+func argv(python, dir string) []string {
+	return append(append([]string{python}, isolated...), "-c", begin, dir)
+}
+
+// worker writes the Python package out and returns the folder to import it from. The folder is named by what is in it, so
 // that another version of this program never changes the code of a worker that is starting.
 func (l *Loader) worker() (string, error) {
 	root := l.o.WorkerDir

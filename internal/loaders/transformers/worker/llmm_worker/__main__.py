@@ -1,4 +1,4 @@
-"""python -m llmm_worker: settings as JSON in LLMM_WORKER, the key in LLMM_WORKER_KEY.
+"""The worker; see worker.go for how it is started. Settings come as JSON in LLMM_WORKER, the key in LLMM_WORKER_KEY.
 
 Settings: port, path (the folder), file (within it, of an ONNX model), tokenizer_path, format, name (the model_id), device
 ("cpu" or "cuda"), quantization_bits, context_length, trust_remote_code, params (the checked custom_loader_params). The log goes to stderr.
