@@ -5,8 +5,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/fake"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
@@ -220,6 +223,58 @@ func TestASlowEngineHoldsNobodyUp(t *testing.T) {
 	close(hold)
 	if err := <-done; registry.CodeOf(err) != registry.CodeLoadingFailed || !strings.Contains(err.Error(), "it never was here") {
 		t.Errorf("the slow one by name: %v", err)
+	}
+}
+
+// TestAnEngineThatHangs: whichever hangs, the first too, a choice waits for it a moment once there is one that would do, and
+// not long if there is none. Time is that of a bubble, so that nobody waits for real.
+func TestAnEngineThatHangs(t *testing.T) {
+	t.Parallel()
+	double := fake.New(fake.Options{})
+	gguf := registry.Model{ModelID: "m", SourceType: registry.SourceLocal, ModelFormat: registry.FormatGGUF}.WithDefaults()
+	named := gguf
+	named.Engine = "llamacpp"
+	for name, c := range map[string]struct {
+		model   registry.Model
+		second  bool // answers at once
+		after   time.Duration
+		chosen  int
+		waiting string
+	}{
+		"the first":                 {gguf, true, checkedElse, 1, ""},
+		"all":                       {gguf, false, checkedWait, -1, "llamacpp and ollama"},
+		"the one that is asked for": {named, true, checkedWait, -1, "llamacpp"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				m := &Manager{ctx: ctx}
+				defer m.work.Wait()
+				defer cancel()
+				set := []loaders.Loader{slow{double, "llamacpp", nil}, slow{double, "ollama", nil}}
+				if c.second {
+					set[1] = ready{slow{double, "ollama", nil}}
+				}
+				in := choiceInput{model: c.model, device: registry.DeviceAuto}
+				for _, l := range set {
+					in.engines = append(in.engines, engineOption{info: l.Info()})
+				}
+				began := time.Now()
+				if err := m.checkEngines(ctx, in, set); err != nil {
+					t.Fatal(err)
+				}
+				if took := time.Since(began); took != c.after {
+					t.Errorf("waited for %s, want %s", took, c.after)
+				}
+				i, verdicts := chooseAmong(in)
+				if i != c.chosen || !strings.Contains(verdicts[0].Why, "has not answered yet") {
+					t.Errorf("chose %d, and of the first it says %q", i, verdicts[0].Why)
+				}
+				if i < 0 && in.unseen() != c.waiting {
+					t.Errorf("waits for %q, want %q", in.unseen(), c.waiting)
+				}
+			})
+		})
 	}
 }
 

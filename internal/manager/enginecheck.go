@@ -14,7 +14,8 @@ import (
 const (
 	checkedFor  = 2 * time.Second        // what was found is believed so long: a plan for a hundred models asks once
 	checkedElse = 500 * time.Millisecond // so long is waited for the rest once an engine is found that would do
-	checkAtMost = 2 * time.Minute        // a program that does not say its version by then is not waited for
+	checkedWait = 20 * time.Second       // so long a choice waits for any; what one says later is for the next choice
+	checkAtMost = 2 * time.Minute        // a program that does not say its version by then counts as one that cannot be used
 )
 
 // checkBook keeps what engines said when they were last looked for.
@@ -107,64 +108,77 @@ func (c *engineCheck) wait(ctx context.Context) (loaders.Version, error) {
 	}
 }
 
-// checkEngines looks for those of the engines that load such models at all, and fills in what was found. It does not wait
-// long for the rest once one is found that would do. The error is the context's.
+// checkEngines looks for those of the engines that load such models at all, and fills in what was found, in the order in
+// which they answer. Once one is found that would do, or the one that the model names has answered, it does not wait long for
+// the rest; and it never waits longer than checkedWait. The error is the context's.
 func (m *Manager) checkEngines(ctx context.Context, in choiceInput, set []loaders.Loader) error {
-	checks := make([]*engineCheck, len(set))
+	checks := map[int]*engineCheck{}
 	for i := range in.engines {
 		e := &in.engines[i]
 		if slices.Contains(e.info.Sources, in.model.SourceType) && slices.Contains(e.info.Formats, in.model.ModelFormat) {
 			checks[i] = m.check(set[i])
+			e.unseen = true
 		}
 	}
-	// Closed when it is time to go on without those that have not answered; nil while there is none that would do.
-	var enough chan struct{}
-	hurry := func() {
-		if enough == nil {
-			over := make(chan struct{})
-			enough = over
-			time.AfterFunc(checkedElse, func() { close(over) })
-		}
-	}
-	if in.model.Engine != "" && in.model.Engine != registry.EngineAuto {
-		hurry()
-	}
+	gone := make(chan struct{})
+	defer close(gone)
+	answers := make(chan int)
 	for i, c := range checks {
-		if c == nil {
-			continue
-		}
-		e, l := &in.engines[i], set[i]
-		until := enough
-		if in.model.Engine == e.info.Name {
-			until = nil
-		}
-		select {
-		case <-c.done: // what is known is told, however late it is
-		default:
+		go func() {
 			select {
 			case <-c.done:
-			case <-until:
-				e.unseen = true
-				continue
-			case <-ctx.Done():
-				return ctx.Err()
+			case <-gone:
+				return
 			}
-		}
-		if c.err != nil {
-			e.problem = registry.AsError(c.err).Error()
-			continue
-		}
-		v := c.version
-		if n, ok := l.(loaders.Narrower); ok {
-			v = n.Narrow(in.model, v)
-		}
-		e.version = v
-		if j, ok := l.(loaders.Judge); ok {
-			e.judge = func(d registry.Device) loaders.Objection { return j.Judge(in.model, in.facts, d, v) }
-		}
-		if rank, _ := in.judge(*e); rank == fine {
-			hurry()
+			select {
+			case answers <- i:
+			case <-gone:
+			}
+		}()
+	}
+	enough := time.NewTimer(checkedWait)
+	defer enough.Stop()
+	hurried := false
+	auto := in.model.Engine == "" || in.model.Engine == registry.EngineAuto
+	for range checks {
+		select {
+		case i := <-answers:
+			e := &in.engines[i]
+			in.answered(e, set[i], checks[i])
+			rank, _ := in.judge(*e)
+			if done := auto && rank == fine && !e.info.OnlyNamed || in.model.Engine == e.info.Name; done && !hurried {
+				hurried = true
+				enough.Reset(checkedElse)
+			}
+		case <-enough.C:
+			for i, c := range checks { // what is known is told, however late it is
+				select {
+				case <-c.done:
+					in.answered(&in.engines[i], set[i], c)
+				default:
+				}
+			}
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 	return nil
+}
+
+// answered notes what a look at an engine has found.
+func (in choiceInput) answered(e *engineOption, l loaders.Loader, c *engineCheck) {
+	e.unseen = false
+	if c.err != nil {
+		e.problem = registry.AsError(c.err).Error()
+		return
+	}
+	v := c.version
+	if n, ok := l.(loaders.Narrower); ok {
+		v = n.Narrow(in.model, v)
+	}
+	e.version = v
+	if j, ok := l.(loaders.Judge); ok {
+		e.judge = func(d registry.Device) loaders.Objection { return j.Judge(in.model, in.facts, d, v) }
+	}
 }

@@ -42,9 +42,26 @@ func (m *Manager) chooseEngine(ctx context.Context, model registry.Model, device
 	if i >= 0 {
 		return chosenEngine{set[i], in.engines[i].info, in.engines[i].version, verdicts[i].Why, verdicts}, nil
 	}
+	if slow := in.unseen(); slow != "" {
+		f := &registry.Failure{Kind: registry.FailureHang, Msg: fmt.Sprintf("%s did not say within %s whether it can be used on this machine.", slow, checkedWait),
+			Hint: "Try again in a minute. If it stays so, ask the engine's program for its version by hand: it may hang in a driver or on a disk."}
+		return chosenEngine{verdicts: verdicts}, &registry.Error{Code: registry.CodeLoadingFailed, Op: "manager.chooseEngine", Msg: f.Msg + " " + f.Hint, Failure: f}
+	}
 	what, hint := in.noEngine()
 	return chosenEngine{verdicts: verdicts}, &registry.Error{Code: registry.CodeLoadingFailed, Op: "manager.chooseEngine", Msg: what + " " + hint,
 		Failure: &registry.Failure{Kind: registry.FailureEngineMissing, Msg: what, Hint: hint}}
+}
+
+// unseen names the engines that have not answered and might run the model.
+func (in choiceInput) unseen() string {
+	var slow []string
+	for _, e := range in.engines {
+		auto := in.model.Engine == "" || in.model.Engine == registry.EngineAuto
+		if e.unseen && (auto && !e.info.OnlyNamed || in.model.Engine == e.info.Name) {
+			slow = append(slow, e.info.Title)
+		}
+	}
+	return joinAnd(slow)
 }
 
 // noEngine says why no engine runs a model, and what to do.
