@@ -152,6 +152,11 @@ func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(re
 	if err := httpengine.MainFile(cfg, spec.Artifact.Path); err != nil {
 		return nil, err
 	}
+	if t.uses(phTokenizer) {
+		if spec.Model.TokenizerPath, err = loaders.TokenizerPath(spec, loaders.ArtifactFolder(spec.Artifact)); err != nil {
+			return nil, err
+		}
+	}
 	program, err := exec.LookPath(t.Argv[0].args[0])
 	if err != nil {
 		f := &registry.Failure{Kind: registry.FailureEngineMissing, Msg: fmt.Sprintf("The program %s of the command %s cannot be run: %v", t.Argv[0].args[0], t.Name, errors.Unwrap(err)),

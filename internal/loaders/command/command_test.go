@@ -45,8 +45,13 @@ func program(args []string) int {
 	fl := flag.NewFlagSet("serve-model", flag.ContinueOnError)
 	port, mode, name := fl.Int("port", 0, ""), fl.String("mode", "", ""), fl.String("name", "", "")
 	fl.String("model", "", "")
+	words := fl.String("tokenizer", "", "")
 	if err := fl.Parse(args); err != nil {
 		return 2
+	}
+	if fi, err := os.Stat(*words); *words != "" && (err != nil || !fi.IsDir() || !filepath.IsAbs(*words)) {
+		fmt.Println("no tokenizer", *words)
+		return 1
 	}
 	switch *mode {
 	case "exit":
@@ -124,6 +129,9 @@ commands:
     argv: [SELF, serve-model, --port, "${PORT}", --name, "${MODEL_ID}", --mode, mute]
     formats: [gguf]
     start_timeout: 1s
+  - name: words
+    argv: [SELF, serve-model, --port, "${PORT}", --name, "${MODEL_ID}", {if: TOKENIZER_PATH, args: [--tokenizer, "${TOKENIZER_PATH}"]}]
+    formats: [gguf]
   - name: missing
     argv: [no-such-program-anywhere, "${PORT}"]
     formats: [gguf]
@@ -180,6 +188,25 @@ func load(t *testing.T, l loaders.Loader, s loaders.LoadSpec) (loaders.Instance,
 		t.Errorf("left behind: %v, %v", left, ferr)
 	}
 	return in, err
+}
+
+// A program that takes a tokenizer is given one of this machine, whatever the model calls it. To others it does not matter.
+func TestTokenizer(t *testing.T) {
+	l, dir := newLoader(tag), t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "tokenizer"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		template, named string
+		missing         bool
+	}{{"words", "org/other", true}, {"words", "tokenizer", false}, {"words", "org/own", false}, {"interrupt", "org/other", false}} {
+		s := spec(dir, map[string]any{"template": c.template})
+		s.Model.SourcePath, s.Model.TokenizerPath = "org/own", c.named
+		_, err := load(t, l, s)
+		if e := registry.AsError(err); c.missing != (e != nil && e.Failure != nil && e.Failure.Kind == registry.FailureMissingFile && len(e.Failure.LogTail) == 0) || !c.missing && err != nil {
+			t.Errorf("%s with %s: %v", c.template, c.named, err)
+		}
+	}
 }
 
 // Each way in which a command goes wrong: the right kind, the log's tail, what to do, nothing left.

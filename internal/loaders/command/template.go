@@ -77,6 +77,13 @@ func (v values) fill(s string) string {
 	return placeholder.ReplaceAllStringFunc(s, func(m string) string { return v[m[2:len(m)-1]] })
 }
 
+// uses tells whether the program is told what a placeholder stands for.
+func (t *Template) uses(name string) bool {
+	in := func(s string) bool { return strings.Contains(s, "${"+name+"}") }
+	return slices.ContainsFunc(t.Argv, func(a arg) bool { return slices.ContainsFunc(a.args, in) }) ||
+		slices.ContainsFunc(t.Env, func(v variable) bool { return in(v.value) })
+}
+
 // argv is the command line.
 func (t *Template) argv(v values) []string {
 	var out []string

@@ -86,7 +86,7 @@ func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(re
 		}
 		root, file = onnxFolder(spec.Artifact)
 	}
-	tokenizer, err := tokenizerPath(spec, root)
+	tokenizer, err := loaders.TokenizerPath(spec, root)
 	if err != nil {
 		return nil, err
 	}
@@ -156,27 +156,6 @@ func tidy(dir string) {
 
 // offload is where weights go that max_memory leaves no room for.
 const offload = "offload"
-
-// tokenizerPath returns the folder of the tokenizer: a path of this machine, or a folder within the artifact's, root. "" is
-// the artifact's own.
-func tokenizerPath(spec loaders.LoadSpec, root string) (string, error) {
-	p := spec.Model.TokenizerPath
-	if p == "" || p == spec.Model.SourcePath {
-		return "", nil
-	}
-	if !filepath.IsAbs(p) {
-		if p = filepath.FromSlash(p); !filepath.IsLocal(p) {
-			p = ""
-		}
-		p = filepath.Join(root, p)
-	}
-	if _, err := os.Stat(p); err != nil {
-		f := &registry.Failure{Kind: registry.FailureMissingFile, Msg: fmt.Sprintf("There is no tokenizer at %s, where tokenizer_path says", p),
-			Hint: "Correct tokenizer_path: a folder of this machine, or one within the model's own."}
-		return "", &registry.Error{Code: registry.CodeLoadingFailed, Op: "transformers.Load", Msg: f.Msg, Failure: f, Err: err}
-	}
-	return p, nil
-}
 
 // settings are what the worker is told, as JSON; see worker/llmm_worker/__main__.py.
 type settings struct {

@@ -55,6 +55,13 @@ func standIn(args []string) int {
 	if err := fl.Parse(args[2:]); err != nil {
 		return 2
 	}
+	if t := fl.Lookup("tokenizer").Value.String(); t != "" {
+		if _, err := os.Stat(t); err != nil || !filepath.IsAbs(t) { // offline, it would look for a repository
+			fmt.Println("no tokenizer", t)
+			return 1
+		}
+		fmt.Println("tokenizer", t)
+	}
 	fault, err := os.ReadFile(filepath.Join(model, "fault"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		fmt.Println(err)

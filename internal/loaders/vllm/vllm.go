@@ -84,6 +84,9 @@ func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(re
 	if err := httpengine.MainFile(cfg, spec.Artifact.Path); err != nil {
 		return nil, err
 	}
+	if spec.Model.TokenizerPath, err = loaders.TokenizerPath(spec, loaders.ArtifactFolder(spec.Artifact)); err != nil {
+		return nil, err
+	}
 	p, err := l.program(ctx)
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package vllm
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -64,7 +65,7 @@ var vllmTag = fmt.Sprintf("vllmtest-%d", os.Getpid())
 // load loads a model of the stand-in.
 func load(t *testing.T, s loaders.LoadSpec, p map[string]any) (loaders.Instance, error) {
 	t.Helper()
-	s.Model = registry.Model{ModelID: "org/model", SourceType: registry.SourceLocal, ModelFormat: registry.FormatSafetensors, CustomLoaderParams: p, QuantizationBits: s.Model.QuantizationBits}.WithDefaults()
+	s.Model = registry.Model{ModelID: "org/model", SourceType: registry.SourceLocal, ModelFormat: registry.FormatSafetensors, CustomLoaderParams: p, QuantizationBits: s.Model.QuantizationBits, SourcePath: s.Artifact.Path, TokenizerPath: s.Model.TokenizerPath}.WithDefaults()
 	s.InstanceID, s.Dir = "i-"+filepath.Base(t.TempDir()), t.TempDir()
 	l := newLoader(vllmTag)
 	if s.Device == registry.DeviceCUDA { // the same program under a name by which it says that it is built for CUDA
@@ -77,7 +78,7 @@ func load(t *testing.T, s loaders.LoadSpec, p map[string]any) (loaders.Instance,
 	} else {
 		s.Device = registry.DeviceCPU
 	}
-	s.LogPath, s.Started = filepath.Join(s.Dir, "engine.log"), func(registry.Handle) {}
+	s.LogPath, s.Started = cmp.Or(s.LogPath, filepath.Join(s.Dir, "engine.log")), func(registry.Handle) {}
 	in, err := l.Load(t.Context(), s, func(registry.Progress) {})
 	if err == nil {
 		t.Cleanup(func() {
@@ -87,6 +88,30 @@ func load(t *testing.T, s loaders.LoadSpec, p map[string]any) (loaders.Instance,
 		})
 	}
 	return in, err
+}
+
+// The tokenizer that vLLM is given lies on this machine, whatever the model calls it; its own is none of its flags.
+func TestTokenizer(t *testing.T) {
+	t.Parallel()
+	s := spec(t.TempDir())
+	own := filepath.Join(s.Artifact.Path, "tokenizer")
+	if err := os.Mkdir(own, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for named, want := range map[string]string{"tokenizer": "tokenizer " + own + "\n", own: "tokenizer " + own + "\n", s.Artifact.Path: ""} {
+		s.Model.TokenizerPath, s.LogPath = named, filepath.Join(t.TempDir(), "log")
+		if _, err := load(t, s, nil); err != nil {
+			t.Fatalf("%s: %v", named, err)
+		}
+		log, err := os.ReadFile(s.LogPath)
+		if err != nil || !strings.Contains(string(log), want) || want == "" && strings.Contains(string(log), "tokenizer") {
+			t.Errorf("%s: %s %v", named, log, err)
+		}
+	}
+	s.Model.TokenizerPath = "org/other"
+	if _, err := load(t, s, nil); registry.AsError(err).Failure == nil || registry.AsError(err).Failure.Kind != registry.FailureMissingFile {
+		t.Errorf("one that is not there: %v", err)
+	}
 }
 
 func TestSleepsAndWakes(t *testing.T) {
