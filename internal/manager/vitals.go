@@ -20,7 +20,8 @@ const (
 type vitals struct {
 	silent time.Time       // since when it has not answered; zero when it does
 	first  registry.Memory // what it held when it was looked at first
-	ended  error           // why it was ended from here, although it ran
+	ended  error           // why it is ended from here, although it ran
+	ending bool            // a try to end it is under way
 }
 
 // keepVitals looks again and again how instances that are ready do. Services elsewhere watch themselves.
@@ -57,7 +58,7 @@ func (m *Manager) keepVitals() {
 // look asks the instance whether it answers, and the system what it holds.
 func (a *actor) look(v *view) {
 	m := a.m
-	ctx, cancel := context.WithTimeout(m.ctx, vitalsTimeout)
+	ctx, cancel := context.WithTimeout(m.ctx, min(vitalsTimeout, max(m.HangAfter, time.Second)))
 	err := v.inst.Health(ctx)
 	cancel()
 	select {
@@ -75,7 +76,11 @@ func (a *actor) look(v *view) {
 // seen notes what a look has found: in words what is wrong with an instance that runs. One that has not answered for
 // HangAfter is ended as a crash is, and started again.
 func (a *actor) seen(gen int64, err error, mem registry.Memory) {
-	if a.rt.Generation != gen || a.rt.State != registry.RuntimeReady || a.inst == nil || a.vitals.ended != nil {
+	if a.rt.Generation != gen || a.rt.State != registry.RuntimeReady || a.inst == nil {
+		return
+	}
+	if a.vitals.ended != nil { // and it is there all the same
+		a.end()
 		return
 	}
 	v := &a.vitals
@@ -107,13 +112,29 @@ func (a *actor) seen(gen int64, err error, mem registry.Memory) {
 	failure := &registry.Failure{Kind: registry.FailureHang, Msg: msg, LogTail: process.Tail(a.m.logPath(a.rt.InstanceID), 0, hangTail),
 		Hint: "The end of its log may say what it was doing. If it comes back, give it fewer requests at once, a shorter context or another version of the engine."}
 	v.ended = &registry.Error{Code: registry.CodeLoadingFailed, Op: "manager.vitals", Msg: msg, Failure: failure, Err: err}
-	inst := a.inst
+	a.end()
+}
+
+// end ends an instance that does not answer. What could not be ended is tried again at the next look.
+func (a *actor) end() {
+	if a.vitals.ending {
+		return
+	}
+	a.vitals.ending = true
+	inst, gen := a.inst, a.rt.Generation
 	a.m.goWork(func() {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(a.m.ctx), a.m.StopTimeout)
 		defer cancel()
-		if err := inst.Stop(stop); err != nil {
-			a.m.log.Error("An engine that does not answer could not be ended", "model", a.id, "err", err)
+		err := inst.Stop(stop)
+		if err == nil {
+			return // told by its Done
 		}
+		a.m.log.Error("An engine that does not answer could not be ended; it is tried again", "model", a.id, "err", err)
+		a.post(func() {
+			if a.rt.Generation == gen {
+				a.vitals.ending = false
+			}
+		})
 	})
 }
 

@@ -1,12 +1,15 @@
 package manager
 
 import (
+	"context"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/industriverse/llmmodelmanager/internal/events"
+	"github.com/industriverse/llmmodelmanager/internal/loaders"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
@@ -61,6 +64,53 @@ func TestEngineThatHangs(t *testing.T) {
 	}
 	if _, err := r.ask("m"); err != nil {
 		t.Error(err)
+	}
+}
+
+// clings has engines whose processes cannot be ended at the first try.
+type clings struct {
+	loaders.Loader
+	tries *atomic.Int32
+}
+
+func (c clings) Load(ctx context.Context, spec loaders.LoadSpec, report func(registry.Progress)) (loaders.Instance, error) {
+	in, err := c.Loader.Load(ctx, spec, report)
+	if err != nil {
+		return nil, err
+	}
+	return clinging{in, c.tries}, nil
+}
+
+type clinging struct {
+	loaders.Instance
+	tries *atomic.Int32
+}
+
+func (c clinging) Stop(ctx context.Context) error {
+	if c.tries.Add(1) == 1 {
+		return registry.Errorf(registry.CodeInternal, "it hangs in the kernel")
+	}
+	return c.Instance.Stop(ctx)
+}
+
+// TestEngineThatCannotBeEnded: what does not answer and cannot be ended is tried again, and then started again.
+func TestEngineThatCannotBeEnded(t *testing.T) {
+	t.Parallel()
+	var tries atomic.Int32
+	r := newRig(t, func(o *Options) {
+		o.VitalsEvery, o.HangAfter, o.StopTimeout = 10*time.Millisecond, 50*time.Millisecond, 100*time.Millisecond
+		o.Loaders = []loaders.Loader{clings{o.Loaders[0], &tries}}
+	})
+	r.model("m", nil)
+	rt := r.ready("m")
+	if err := syscall.Kill(rt.Handle.PID, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	r.until("m", "ready again", func(now registry.Runtime) bool {
+		return now.State == registry.RuntimeReady && now.Generation > rt.Generation
+	})
+	if n := tries.Load(); n < 2 {
+		t.Errorf("it was tried %d times", n)
 	}
 }
 
