@@ -80,6 +80,8 @@ func program(args []string) int {
 			<-r.Context().Done()
 		case *mode == "no-health" && r.URL.Path == "/health":
 			w.WriteHeader(http.StatusNotFound)
+		case *mode == "no-chat" && strings.HasPrefix(r.URL.Path, "/v1/"):
+			w.WriteHeader(http.StatusBadRequest)
 		case !loaded.Load():
 			w.WriteHeader(http.StatusServiceUnavailable)
 		default:
@@ -117,7 +119,7 @@ commands:
     formats: [gguf]
     start_timeout: 60s
     params:
-      - {name: mode, type: choice, choices: [exit, oom, mute, no-health, stubborn], help: How it behaves.}
+      - {name: mode, type: choice, choices: [exit, oom, mute, no-health, no-chat, stubborn], help: How it behaves.}
     progress: ['loaded (\d+) of (\d+)']
     failures:
       - {pattern: 'GPU says (\w+)', kind: out_of_memory, message: The GPU said $1, hint: Ask a larger one.}
@@ -221,6 +223,7 @@ func TestFailures(t *testing.T) {
 		"own diagnosis":   {map[string]any{"template": "test", "mode": "oom"}, registry.FailureOutOfMemory, "The GPU said no", "GPU says no"},
 		"wrong health":    {map[string]any{"template": "test", "mode": "no-health"}, registry.FailureCrash, "has no /health", "loaded 4 of 4"},
 		"never answers":   {map[string]any{"template": "impatient"}, registry.FailureCrash, "within 1s", "loaded 4 of 4"},
+		"no chat":         {map[string]any{"template": "test", "mode": "no-chat"}, registry.FailureCrash, "refused a first request", "loaded 4 of 4"},
 		"missing program": {map[string]any{"template": "missing"}, registry.FailureEngineMissing, "no-such-program-anywhere", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -228,6 +231,9 @@ func TestFailures(t *testing.T) {
 			f := registry.AsError(err).Failure
 			if err == nil || f == nil || f.Kind != c.kind || !strings.Contains(f.Msg, c.words) || f.Hint == "" {
 				t.Fatalf("got %v: %+v", err, f)
+			}
+			if strings.Contains(f.Hint, "custom_loader_params") {
+				t.Errorf("it advises a parameter that this engine does not have: %s", f.Hint)
 			}
 			if !strings.Contains(strings.Join(f.LogTail, "\n"), c.log) {
 				t.Errorf("the log's tail lacks %q: %q", c.log, f.LogTail)

@@ -150,7 +150,8 @@ func (l *Loader) Estimate(m registry.Model, a registry.Artifact, _ registry.Devi
 }
 
 func (l *Loader) config() httpengine.Config {
-	return httpengine.Config{Loader: Name, Title: "The fake engine", TagPrefix: l.o.TagPrefix, Logger: l.o.Logger, Parse: parse, Diagnose: diagnose}
+	return httpengine.Config{Loader: Name, Title: "The fake engine", TagPrefix: l.o.TagPrefix, Logger: l.o.Logger, Parse: parse, Diagnose: diagnose,
+		WarmupHint: "If the model embeds text and does not chat, set embeddings: true in custom_loader_params."}
 }
 
 var progressLine = regexp.MustCompile(`^fakeengine: progress (\d+)/(\d+)$`)

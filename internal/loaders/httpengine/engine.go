@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -53,6 +54,8 @@ type Config struct {
 	Endpoint registry.Endpoint // without BaseURL
 	// Warmup is the tiny request whose answer means that the model works.
 	Warmup API
+	// WarmupHint is what may help, in this engine's own parameters, when it refuses Warmup; "" when nothing is known.
+	WarmupHint string
 
 	// HealthPath is asked while the engine starts, and by Health; "" is /health. An instance that is recovered keeps its own.
 	HealthPath string
@@ -253,7 +256,7 @@ func (in *Instance) await(ctx context.Context, rep *reporter) error {
 			case warming && a.code != 0:
 				return in.failed(registry.Failure{Kind: registry.FailureCrash, LogTail: in.proc.Tail(TailLines),
 					Msg:  fmt.Sprintf("%s loaded the model and then refused a first request: %v", in.cfg.Title, a.err),
-					Hint: "Look at the engine's log. If the model embeds text and does not chat, set embeddings: true in custom_loader_params."})
+					Hint: strings.TrimSpace("Look at the engine's log. " + in.cfg.WarmupHint)})
 			case warming:
 				warming, preparing = false, false // the connection broke: either it is ending, which Done will say, or it answers again
 			}

@@ -124,7 +124,8 @@ func (l *Loader) Recover(ctx context.Context, h registry.Handle) (loaders.Instan
 }
 
 func (l *Loader) config() httpengine.Config {
-	return httpengine.Config{Loader: Name, Title: "llama.cpp", TagPrefix: l.o.TagPrefix, Goodbye: goodbye, Logger: l.o.Logger, Diagnose: diagnose}
+	return httpengine.Config{Loader: Name, Title: "llama.cpp", TagPrefix: l.o.TagPrefix, Goodbye: goodbye, Logger: l.o.Logger, Diagnose: diagnose,
+		WarmupHint: "If the model embeds text and does not chat, set embeddings: true in custom_loader_params."}
 }
 
 // modelClass is what stands for the guide's type(model_object).

@@ -30,6 +30,7 @@ const handleVersion = 1
 // instance counts as ended: a server that is updated is away for seconds.
 const (
 	lookEvery  = 3 * time.Second
+	lookFor    = 10 * time.Second // one that takes the question and does not answer by then counts as silent
 	maxSilence = 5
 )
 
@@ -55,7 +56,7 @@ type shared struct {
 
 func newShared(id string, d sharedData) *shared {
 	s := &shared{id: id, data: d, api: clientOf(d.Host), quit: make(chan struct{}), done: make(chan struct{})}
-	go s.watch()
+	go s.watch(lookEvery, lookFor)
 	return s
 }
 
@@ -373,8 +374,8 @@ func withPatience(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), patience)
 }
 
-// watch asks the server now and then, until Stop, or until it has let go of the model.
-func (s *shared) watch() {
+// watch asks the server every so often and waits so long for an answer, until Stop, or until it has let go of the model.
+func (s *shared) watch(every, patience time.Duration) {
 	defer close(s.done)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -385,7 +386,7 @@ func (s *shared) watch() {
 		case <-ctx.Done():
 		}
 	}()
-	tick := time.NewTicker(lookEvery)
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for silent := 0; ; {
 		select {
@@ -393,7 +394,9 @@ func (s *shared) watch() {
 			return
 		case <-tick.C:
 		}
-		_, err := listed(ctx, s.api, s.data.Endpoint.Model)
+		one, over := context.WithTimeout(ctx, patience)
+		_, err := listed(one, s.api, s.data.Endpoint.Model)
+		over()
 		switch {
 		case err == nil:
 			silent = 0

@@ -140,7 +140,8 @@ func (l *Loader) Recover(ctx context.Context, h registry.Handle) (loaders.Instan
 }
 
 func (l *Loader) config() httpengine.Config {
-	return httpengine.Config{Loader: Name, Title: title, TagPrefix: l.o.TagPrefix, Logger: l.o.Logger, Parse: parse, Diagnose: diagnose, Tidy: tidy}
+	return httpengine.Config{Loader: Name, Title: title, TagPrefix: l.o.TagPrefix, Logger: l.o.Logger, Parse: parse, Diagnose: diagnose, Tidy: tidy,
+		WarmupHint: "If the model embeds text and does not chat, set embeddings: true in custom_loader_params."}
 }
 
 // tidy removes what vLLM leaves when it is killed: shared memory, and sockets and our shim in the instance's folder.
