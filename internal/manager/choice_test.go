@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -9,11 +10,16 @@ import (
 	"time"
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/external"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/fake"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/llamacpp"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/ollama"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/transformers"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/vllm"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
-// park is a machine's engines, in the order in which auto prefers them.
+// park is a machine's engines, in the order in which auto prefers them. TestParkIsReal holds it to what they say themselves.
 func park(change func(name string, e *engineOption)) []engineOption {
 	files := []registry.SourceType{registry.SourceLocal, registry.SourceHuggingFace, registry.SourceS3}
 	both := []registry.Device{registry.DeviceCPU, registry.DeviceCUDA}
@@ -25,7 +31,7 @@ func park(change func(name string, e *engineOption)) []engineOption {
 	}
 	out := []engineOption{
 		{info: loaders.Info{Name: "llamacpp", Title: "llama.cpp", Sources: append(files, registry.SourceOllama), Formats: []registry.Format{registry.FormatGGUF}, Params: param("threads")}},
-		{info: loaders.Info{Name: "transformers", Title: "Transformers", Sources: files, Formats: []registry.Format{registry.FormatTransformersPT, registry.FormatSafetensors}, Params: param("dtype", "max_memory")}},
+		{info: loaders.Info{Name: "transformers", Title: "Transformers", Sources: files, Formats: []registry.Format{registry.FormatTransformersPT, registry.FormatSafetensors, registry.FormatONNX}, Params: param("dtype", "max_memory")}},
 		{info: loaders.Info{Name: "ollama", Title: "Ollama", Sources: append(files, registry.SourceOllama), Formats: []registry.Format{registry.FormatGGUF, registry.FormatSafetensors}}},
 		{info: loaders.Info{Name: "vllm", Title: "vLLM", Sources: files, Formats: []registry.Format{registry.FormatSafetensors, registry.FormatTransformersPT}, Params: param("dtype", "max_num_seqs")}},
 		{info: loaders.Info{Name: "external", Title: "External service", Sources: []registry.SourceType{registry.SourceExternal}, Formats: registry.Formats}},
@@ -95,14 +101,16 @@ func TestAutoChoosesTheEngine(t *testing.T) {
 		others map[string]string // part of what is said of others
 	}{
 		"gguf": {model: gguf, want: "llamacpp", why: "loads gguf, and is preferred to Ollama",
-			others: map[string]string{"ollama": "could load it, too; llama.cpp is preferred", "transformers": "does not load gguf; it loads transformers_pt, safetensors", "external": "does not load from local", "command": "runs only models that name it"}},
-		"gguf without llama.cpp":       {model: gguf, change: without("llamacpp"), want: "ollama", why: "the only engine here that loads gguf", others: map[string]string{"llamacpp": "cannot be used here: llama.cpp is not installed"}},
-		"gguf with nothing":            {model: gguf, change: without("llamacpp", "ollama")},
-		"safetensors":                  {model: st, want: "transformers", why: "loads safetensors, and is preferred to Ollama and vLLM"},
-		"pytorch":                      {model: with(st, func(m *registry.Model) { m.ModelFormat = registry.FormatTransformersPT }), want: "transformers", others: map[string]string{"ollama": "does not load transformers_pt"}},
-		"onnx, which only a command's": {model: with(st, func(m *registry.Model) { m.ModelFormat = registry.FormatONNX }), others: map[string]string{"command": "runs only models that name it"}},
-		"an ollama library":            {model: with(gguf, func(m *registry.Model) { m.SourceType = registry.SourceOllama }), want: "llamacpp"},
-		"a service":                    {model: registry.Model{SourceType: registry.SourceExternal, ModelFormat: registry.FormatGGUF}, want: "external", why: "runs elsewhere"},
+			others: map[string]string{"ollama": "could load it, too; llama.cpp is preferred", "transformers": "does not load gguf; it loads transformers_pt, safetensors, onnx", "external": "does not load from local", "command": "runs only models that name it"}},
+		"gguf without llama.cpp": {model: gguf, change: without("llamacpp"), want: "ollama", why: "the only engine here that loads gguf", others: map[string]string{"llamacpp": "cannot be used here: llama.cpp is not installed"}},
+		"gguf with nothing":      {model: gguf, change: without("llamacpp", "ollama")},
+		"safetensors":            {model: st, want: "transformers", why: "loads safetensors, and is preferred to Ollama and vLLM"},
+		"pytorch":                {model: with(st, func(m *registry.Model) { m.ModelFormat = registry.FormatTransformersPT }), want: "transformers", others: map[string]string{"ollama": "does not load transformers_pt"}},
+		"onnx": {model: with(st, func(m *registry.Model) { m.ModelFormat = registry.FormatONNX }), want: "transformers", why: "the only engine here that loads onnx",
+			others: map[string]string{"vllm": "does not load onnx", "command": "runs only models that name it"}},
+		"onnx without Transformers": {model: with(st, func(m *registry.Model) { m.ModelFormat = registry.FormatONNX }), change: without("transformers"), others: map[string]string{"command": "runs only models that name it"}},
+		"an ollama library":         {model: with(gguf, func(m *registry.Model) { m.SourceType = registry.SourceOllama }), want: "llamacpp"},
+		"a service":                 {model: registry.Model{SourceType: registry.SourceExternal, ModelFormat: registry.FormatGGUF}, want: "external", why: "runs elsewhere"},
 
 		"a GPU that llama.cpp cannot use": {model: gguf, gpu: true, change: onlyCPU("llamacpp"), want: "ollama", why: "can use the GPU, which llama.cpp cannot",
 			others: map[string]string{"llamacpp": "would run on the CPU"}},
@@ -172,6 +180,27 @@ func TestOlderVersion(t *testing.T) {
 	if olderVersion("1.2.3", "1.2.3") {
 		t.Error("a version is older than itself")
 	}
+}
+
+// TestParkIsReal: the choice is tried with engines that load what the real ones load.
+func TestParkIsReal(t *testing.T) {
+	genuine := []loaders.Loader{llamacpp.New(llamacpp.Options{}), transformers.New(transformers.Options{}), ollama.New(ollama.Options{}), vllm.New(vllm.Options{}), external.New(external.Options{})}
+	made := park(nil)
+	for i, l := range genuine {
+		info, got := l.Info(), made[i].info
+		if got.Name != info.Name || got.Title != info.Title || !same(got.Sources, info.Sources) || !same(got.Formats, info.Formats) {
+			t.Errorf("%s loads %v from %v; here it is %s, which loads %v from %v", info.Name, info.Formats, info.Sources, got.Name, got.Formats, got.Sources)
+		}
+		for _, p := range got.Params {
+			if !slices.ContainsFunc(info.Params, func(q loaders.Param) bool { return q.Name == p.Name }) {
+				t.Errorf("%s has no setting %s", info.Name, p.Name)
+			}
+		}
+	}
+}
+
+func same[T cmp.Ordered](a, b []T) bool {
+	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
 }
 
 // slow is an engine that does not say for long whether it is here.
