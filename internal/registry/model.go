@@ -145,6 +145,7 @@ type Runtime struct {
 	ChangedAt     time.Time     `json:"changed_at,omitzero"`
 	Failure       *Failure      `json:"failure,omitempty"`
 	OperationID   string        `json:"operation_id,omitempty"` // the one that is under way, or the last
+	ConfigVersion int64         `json:"-"`                      // Record.Version that the last load was begun with; 0 not known
 }
 
 // Memory is what an instance was predicted to take and what it was seen to take. All in bytes.

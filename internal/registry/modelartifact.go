@@ -25,6 +25,8 @@ type ModelArtifact struct {
 	ResolvedAt time.Time  `json:"resolved_at,omitzero"`
 	FetchedAt  time.Time  `json:"fetched_at,omitzero"`
 	UsedAt     time.Time  `json:"used_at,omitzero"` // last given to an engine
+
+	LoadedTokenizer *Companion `json:"-"` // the one that was last given to an engine, without its files; nil for the model's own
 }
 
 // Artifact returns it as loaders want it.

@@ -27,6 +27,7 @@ type artifactRow struct {
 	Changed   string `gorm:"column:changed"`
 	Problem   string `gorm:"column:problem"`
 	Tokenizer string `gorm:"column:tokenizer"`
+	LoadedTok string `gorm:"column:loaded_tokenizer"`
 	Resolved  int64  `gorm:"column:resolved_at"`
 	FetchedAt int64  `gorm:"column:fetched_at"`
 	UsedAt    int64  `gorm:"column:used_at"`
@@ -49,6 +50,9 @@ func artifactRowOf(a registry.ModelArtifact) (r artifactRow, err error) {
 	if r.Tokenizer, err = toJSON(a.Tokenizer); err != nil {
 		return r, err
 	}
+	if r.LoadedTok, err = toJSON(a.LoadedTokenizer); err != nil {
+		return r, err
+	}
 	r.Problem, err = toJSON(a.Problem)
 	return r, err
 }
@@ -66,6 +70,9 @@ func (r artifactRow) artifact() (registry.ModelArtifact, error) {
 		return a, err
 	}
 	if err := fromJSON(r.Tokenizer, &a.Tokenizer); err != nil {
+		return a, err
+	}
+	if err := fromJSON(r.LoadedTok, &a.LoadedTokenizer); err != nil {
 		return a, err
 	}
 	return a, fromJSON(r.Problem, &a.Problem)

@@ -44,7 +44,7 @@ func TestArtifacts(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
 	whole := registry.ModelArtifact{
 		ModelID: "Kept", Ref: "ref", Source: registry.SourceHuggingFace, Path: "org/Kept", Format: registry.FormatGGUF, Requested: "main", Revision: "abc", Root: "/r", Main: "m",
-		Bytes: 7, Files: []registry.File{{Path: "m", Size: 7, SHA256: "00"}}, Facts: registry.Facts{Parameters: 42, Notes: []string{"n"}}, Fetched: "abc", Loaded: "aaa", Changed: "m was replaced",
+		Bytes: 7, Files: []registry.File{{Path: "m", Size: 7, SHA256: "00"}}, Facts: registry.Facts{Parameters: 42, Notes: []string{"n"}}, Fetched: "abc", Loaded: "aaa", LoadedTokenizer: &registry.Companion{Path: "org/words", Revision: "t0"}, Changed: "m was replaced",
 		Problem: &registry.Problem{Code: registry.CodeInvalid, Msg: "p"}, ResolvedAt: at, FetchedAt: at.Add(1), UsedAt: at.Add(2),
 	}
 	seen := []string{}

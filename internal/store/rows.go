@@ -134,6 +134,7 @@ type runtimeRow struct {
 	ChangedAt     int64  `gorm:"column:changed_at"`
 	Failure       string `gorm:"column:failure"`
 	OperationID   string `gorm:"column:operation_id"`
+	ConfigVersion int64  `gorm:"column:config_version"`
 }
 
 func (runtimeRow) TableName() string { return "runtimes" }
@@ -144,7 +145,7 @@ func runtimeRowOf(rt registry.Runtime) (runtimeRow, error) {
 		Generation: rt.Generation, InstanceID: rt.InstanceID, Engine: rt.Engine, EngineVersion: rt.EngineVersion, Device: rt.Device,
 		PredictedGPU: rt.Memory.PredictedGPU, PredictedRAM: rt.Memory.PredictedRAM,
 		MeasuredGPU: rt.Memory.MeasuredGPU, MeasuredRAM: rt.Memory.MeasuredRAM, Attempts: rt.Attempts,
-		ReadyAt: toNanos(rt.ReadyAt), LastUsedAt: toNanos(rt.LastUsedAt), ChangedAt: toNanos(rt.ChangedAt), OperationID: rt.OperationID,
+		ReadyAt: toNanos(rt.ReadyAt), LastUsedAt: toNanos(rt.LastUsedAt), ChangedAt: toNanos(rt.ChangedAt), OperationID: rt.OperationID, ConfigVersion: rt.ConfigVersion,
 	}
 	var err error
 	if r.Handle, err = toJSON(rt.Handle); err != nil {
@@ -162,7 +163,7 @@ func (r runtimeRow) runtime() (registry.Runtime, error) {
 		ModelID: r.ModelID, Desired: registry.RuntimeState(r.Desired), State: registry.RuntimeState(r.State), Artifact: registry.ArtifactState(r.Artifact),
 		Generation: r.Generation, InstanceID: r.InstanceID, Engine: r.Engine, EngineVersion: r.EngineVersion, Device: r.Device,
 		Memory:   registry.Memory{PredictedGPU: r.PredictedGPU, PredictedRAM: r.PredictedRAM, MeasuredGPU: r.MeasuredGPU, MeasuredRAM: r.MeasuredRAM},
-		Attempts: r.Attempts, ReadyAt: fromNanos(r.ReadyAt), LastUsedAt: fromNanos(r.LastUsedAt), ChangedAt: fromNanos(r.ChangedAt), OperationID: r.OperationID,
+		Attempts: r.Attempts, ReadyAt: fromNanos(r.ReadyAt), LastUsedAt: fromNanos(r.LastUsedAt), ChangedAt: fromNanos(r.ChangedAt), OperationID: r.OperationID, ConfigVersion: r.ConfigVersion,
 	}
 	if err := fromJSON(r.Handle, &rt.Handle); err != nil {
 		return rt, err

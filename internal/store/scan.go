@@ -33,6 +33,7 @@ var runtimeColumns = []string{
 	"fold_id", "model_id", "desired", "state", "artifact", "generation", "instance_id", "engine",
 	"engine_version", "device", "handle", "endpoint", "predicted_gpu", "predicted_ram", "measured_gpu",
 	"measured_ram", "attempts", "ready_at", "last_used_at", "changed_at", "failure", "operation_id",
+	"config_version",
 }
 
 // fields returns where each of runtimeColumns is read into.
@@ -41,6 +42,7 @@ func (r *runtimeRow) fields() []any {
 		&r.FoldID, &r.ModelID, &r.Desired, &r.State, &r.Artifact, &r.Generation, &r.InstanceID, &r.Engine,
 		&r.EngineVersion, &r.Device, &r.Handle, &r.Endpoint, &r.PredictedGPU, &r.PredictedRAM, &r.MeasuredGPU,
 		&r.MeasuredRAM, &r.Attempts, &r.ReadyAt, &r.LastUsedAt, &r.ChangedAt, &r.Failure, &r.OperationID,
+		&r.ConfigVersion,
 	}
 }
 

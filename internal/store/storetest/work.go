@@ -32,7 +32,7 @@ func testRuntimes(t *testing.T, f *fixture) {
 		Endpoint: &registry.Endpoint{BaseURL: "http://127.0.0.1:1", APIs: []registry.API{registry.APIChat}, ContextLength: 8192, ModelClass: "LlamaForCausalLM"},
 		Memory:   registry.Memory{PredictedGPU: 1, PredictedRAM: 2, MeasuredGPU: 3, MeasuredRAM: 4}, Attempts: 2,
 		ReadyAt: f.now, LastUsedAt: f.now.Add(time.Nanosecond), ChangedAt: f.now.Add(time.Second),
-		Failure: &registry.Failure{Kind: registry.FailureCrash, Msg: "it fell", LogTail: []string{"a", "b"}, ExitCode: 3}, OperationID: "op",
+		Failure: &registry.Failure{Kind: registry.FailureCrash, Msg: "it fell", LogTail: []string{"a", "b"}, ExitCode: 3}, OperationID: "op", ConfigVersion: 9,
 	}
 	ok(t, f.PutRuntime(ctx, full))
 	f.reopen(t)
