@@ -37,7 +37,7 @@ func resolvedArtifact(model registry.Model, before registry.ModelArtifact, snap 
 			a.Root, a.Main = before.Root, before.Main // where they lie, not where they came from
 		}
 	}
-	a.Loaded, a.UsedAt = before.Loaded, before.UsedAt
+	a.Loaded, a.LoadedTokenizer, a.UsedAt = before.Loaded, before.LoadedTokenizer, before.UsedAt
 	return a
 }
 
@@ -47,7 +47,7 @@ func (m *Manager) fetched(ctx context.Context, model registry.Model, snap source
 	m.keepArtifacts(ctx, []string{model.ModelID}, func(rec registry.Record, before registry.ModelArtifact) (registry.ModelArtifact, bool) {
 		if refKey(rec.Model) != key {
 			if loading { // it was changed meanwhile, but the engine is given the files of before
-				before.Loaded = art.Revision
+				before.Loaded, before.LoadedTokenizer = art.Revision, withoutFiles(art.Tokenizer)
 			}
 			return before, loading
 		}
@@ -62,10 +62,17 @@ func (m *Manager) fetched(ctx context.Context, model registry.Model, snap source
 			a.FetchedAt = before.FetchedAt
 		}
 		if loading {
-			a.Loaded, a.UsedAt = art.Revision, now
+			a.Loaded, a.LoadedTokenizer, a.UsedAt = art.Revision, withoutFiles(art.Tokenizer), now
 		}
 		return a, true
 	})
+}
+
+func withoutFiles(c *registry.Companion) *registry.Companion {
+	if c == nil {
+		return nil
+	}
+	return &registry.Companion{Path: c.Path, Revision: c.Revision, Folder: c.Folder, Bytes: c.Bytes}
 }
 
 // keepArtifacts stores what is known of models' files and tells everybody. What cannot be stored is logged: it is

@@ -115,7 +115,7 @@ func (m *Manager) users(ctx context.Context, t registry.SourceType) (map[shelf][
 	}
 	out := map[shelf][]user{}
 	for id, path := range models {
-		u := user{id: id}
+		u, words := user{id: id}, map[shelf][]string{} // the tokenizers that it uses
 		if a, ok := byID[id]; ok && a.Path == path {
 			for _, r := range []string{a.Revision, a.Fetched} {
 				if r != "" && !slices.Contains(u.revisions, r) {
@@ -127,8 +127,12 @@ func (m *Manager) users(ctx context.Context, t registry.SourceType) (map[shelf][
 		if v := m.peek(id); v != nil {
 			u.busy = v.busy()
 			if u.busy && v.rt.State.HoldsMemory() {
-				if a := byID[id]; a.Loaded != "" && len(u.revisions) > 0 {
+				a := byID[id]
+				if a.Loaded != "" && len(u.revisions) > 0 {
 					u.revisions = append(u.revisions, a.Loaded)
+				}
+				if c := a.LoadedTokenizer; c != nil { // whatever tokenizer_path names by now
+					words[m.shelfOf(t, c.Path)] = []string{c.Revision}
 				}
 				u.used = m.now()
 			}
@@ -140,9 +144,12 @@ func (m *Manager) users(ctx context.Context, t registry.SourceType) (map[shelf][
 		}
 		p := m.shelfOf(t, path)
 		out[p] = append(out[p], u)
-		if c := byID[id].Tokenizer; c != nil {
-			u.revisions = []string{c.Revision}
-			p = m.shelfOf(t, c.Path)
+		if a := byID[id]; a.Tokenizer != nil && a.Path == path {
+			p := m.shelfOf(t, a.Tokenizer.Path)
+			words[p] = append(words[p], a.Tokenizer.Revision)
+		}
+		for p, revisions := range words {
+			u.revisions = revisions
 			out[p] = append(out[p], u)
 		}
 	}

@@ -157,3 +157,22 @@ func TestTokenizerWithinRoots(t *testing.T) {
 	}
 	refused("hub")
 }
+
+// TestTokenizerOfALoadedModelIsKept: while it is loaded, also when tokenizer_path names another by now.
+func TestTokenizerOfALoadedModelIsKept(t *testing.T) {
+	t.Parallel()
+	var d *sourcetest.Depot
+	r := newRig(t, withDepot(&d))
+	named := func(path string) func(*registry.Model) { return func(m *registry.Model) { m.TokenizerPath = path } }
+	r.fetchable("m", "org/m", named("org/words"))
+	r.ready("m")
+	r.fetchable("m", "org/m", named("org/other"))
+	r.known("m", "looked at again", func(a registry.ModelArtifact) bool { return a.Tokenizer != nil && a.Tokenizer.Path == "org/other" })
+	if _, err := r.DeleteStored(r.ctx(), registry.SourceHuggingFace, "org/words", "t1", "ada", ""); registry.CodeOf(err) != registry.CodeConflict {
+		t.Errorf("it could be deleted while it is in use: %v", err)
+	}
+	r.end(r.unload("m"), registry.OperationSucceeded)
+	if _, err := r.DeleteStored(r.ctx(), registry.SourceHuggingFace, "org/words", "t1", "ada", ""); err != nil {
+		t.Errorf("nobody uses it any more: %v", err)
+	}
+}
