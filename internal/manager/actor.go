@@ -293,17 +293,27 @@ func (a *actor) requestLoad(rec registry.Record, o LoadOptions) (op registry.Ope
 			return op, err
 		}
 	case registry.RuntimeQueued, registry.RuntimeStarting:
-		m.live.Delete(track.op.ID)
-		if !o.ForceReload || a.load == nil {
-			if a.load == nil {
-				return op, registry.Errorf(registry.CodeBusy, "%s is changing state; try again", a.id)
-			}
-			return a.load.track.snapshot(), nil
+		if a.load == nil {
+			m.live.Delete(track.op.ID)
+			return op, registry.Errorf(registry.CodeBusy, "%s is changing state; try again", a.id)
 		}
-		return a.load.track.snapshot(), nil // it is being loaded afresh anyway
+		if !o.ForceReload || rec.Version <= a.load.rec.Version {
+			m.live.Delete(track.op.ID)
+			return a.load.track.snapshot(), nil // with force_reload, too: it is being loaded afresh anyway
+		}
+		if err := begin(j); err != nil {
+			return op, err
+		}
+		if err := a.loadInstead(j); err != nil {
+			track.finish(err, "")
+			return op, err
+		}
 	case registry.RuntimeDraining, registry.RuntimeStopping:
 		if a.next != nil {
 			m.live.Delete(track.op.ID)
+			if rec.Version > a.next.rec.Version { // it has not begun yet
+				a.next.rec = rec
+			}
 			return a.next.track.snapshot(), nil
 		}
 		if err := begin(j); err != nil {
@@ -344,6 +354,22 @@ func (a *actor) requestLoad(rec registry.Record, o LoadOptions) (op registry.Ope
 	return track.snapshot(), nil
 }
 
+// loadInstead gives the load under way up for one with a newer configuration, which begins when nothing of it is left.
+func (a *actor) loadInstead(j *job) error {
+	starting := a.rt.State == registry.RuntimeStarting
+	if starting {
+		a.next = j
+	}
+	if err := a.dropLoad("Cancelled: " + j.opts.Actor + " loads it again, with the configuration as it was changed meanwhile."); err != nil {
+		a.next = nil
+		return err
+	}
+	if starting {
+		return nil
+	}
+	return a.enqueue(j, registry.TriggerLoad)
+}
+
 // enqueue moves to queued and starts the work.
 func (a *actor) enqueue(j *job, on registry.Trigger) error {
 	before := a.rt.InstanceID
@@ -352,7 +378,7 @@ func (a *actor) enqueue(j *job, on registry.Trigger) error {
 		if on == registry.TriggerLoad {
 			rt.Attempts = 0 // asked for: it is not one of the restarts after a crash
 		}
-		rt.Desired, rt.Failure, rt.OperationID = registry.RuntimeReady, nil, j.track.op.ID
+		rt.Desired, rt.Failure, rt.OperationID, rt.ConfigVersion = registry.RuntimeReady, nil, j.track.op.ID, j.rec.Version
 		rt.InstanceID, rt.Handle, rt.Endpoint, rt.Device, rt.Engine, rt.EngineVersion = newID(a.m.now()), nil, nil, "", "", ""
 		rt.Memory = registry.Memory{}
 	})

@@ -13,6 +13,7 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/events"
 	"github.com/industriverse/llmmodelmanager/internal/hw/hwtest"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
+	"github.com/industriverse/llmmodelmanager/internal/sources/sourcetest"
 )
 
 func TestLoadAndUnload(t *testing.T) {
@@ -121,6 +122,58 @@ func TestForceReload(t *testing.T) {
 	after := r.state("m", registry.RuntimeReady)
 	if after.Handle.PID == before.Handle.PID || after.Generation != before.Generation+1 || after.InstanceID == before.InstanceID {
 		t.Errorf("not a fresh instance: %+v after %+v", after, before)
+	}
+}
+
+// TestForceReloadWithNewerConfiguration: an edit while the model is being loaded is not in that load, which the runtime
+// tells; force_reload then loads with it, and nothing is left of the load before.
+func TestForceReloadWithNewerConfiguration(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	r.model("m", map[string]any{"manual": true, "steps": 2})
+	first := r.mustLoad("m", LoadOptions{Actor: "ada"})
+	starting := r.state("m", registry.RuntimeStarting)
+	edited := r.model("m", nil)
+	if starting.ConfigVersion == 0 || starting.ConfigVersion >= edited.Version {
+		t.Fatalf("loaded with version %d, and now it is %d", starting.ConfigVersion, edited.Version)
+	}
+	if joined := r.mustLoad("m", LoadOptions{Actor: "bob"}); joined.ID != first.ID {
+		t.Error("a load without force_reload did not join")
+	}
+	second := r.mustLoad("m", LoadOptions{Actor: "bob", ForceReload: true})
+	if second.ID == first.ID {
+		t.Fatal("force_reload joined a load with the older configuration")
+	}
+	third := r.mustLoad("m", LoadOptions{Actor: "eve", ForceReload: true})
+	if got := r.end(first, registry.OperationCancelled); !strings.Contains(got.Outcome, "bob loads it again") {
+		t.Errorf("the first: %s", got.Outcome)
+	}
+	r.end(second, registry.OperationSucceeded) // it is not loaded by hand any more
+	after := r.state("m", registry.RuntimeReady)
+	if third.ID != second.ID || after.ConfigVersion != edited.Version || after.Generation != starting.Generation+1 {
+		t.Errorf("%s after %s: %+v", third.ID, second.ID, after)
+	}
+}
+
+// TestForceReloadOfAQueuedLoad is the same for one that waits for its files.
+func TestForceReloadOfAQueuedLoad(t *testing.T) {
+	t.Parallel()
+	var d *sourcetest.Depot
+	r := newRig(t, withDepot(&d))
+	gate := d.Hold("org/m")
+	r.fetchable("m", "org/m")
+	first := r.mustLoad("m", LoadOptions{Actor: "ada"})
+	r.until("m", "fetching", func(rt registry.Runtime) bool { return rt.Artifact == registry.ArtifactFetching })
+	edited := r.fetchable("m", "org/m", func(m *registry.Model) { m.ContextLength = 512 })
+	second := r.mustLoad("m", LoadOptions{Actor: "bob", ForceReload: true})
+	r.end(first, registry.OperationCancelled)
+	newest := r.fetchable("m", "org/m", func(m *registry.Model) { m.ContextLength = 256 })
+	third := r.mustLoad("m", LoadOptions{Actor: "bob", ForceReload: true})
+	r.end(second, registry.OperationCancelled)
+	close(gate)
+	r.end(third, registry.OperationSucceeded)
+	if rt := r.state("m", registry.RuntimeReady); rt.ConfigVersion != newest.Version || newest.Version <= edited.Version {
+		t.Errorf("loaded with version %d of %d", rt.ConfigVersion, newest.Version)
 	}
 }
 

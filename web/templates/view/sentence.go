@@ -30,8 +30,12 @@ func (p ModelPage) PlanIsNews() bool {
 	return f == nil || p.Plan.Problem == nil || !sameMessage(*p.Plan.Problem, *f)
 }
 
-// ChangedSinceLoad tells whether the configuration is newer than the instance.
+// ChangedSinceLoad tells whether the configuration is newer than the one that the instance was loaded with.
 func (p ModelPage) ChangedSinceLoad() bool {
+	if v := p.Runtime.ConfigVersion; v != 0 {
+		return p.Record.Version > v
+	}
+	// It was loaded by a server that did not note the version.
 	return !p.Runtime.ReadyAt.IsZero() && p.Record.UpdatedAt.After(p.Runtime.ReadyAt)
 }
 

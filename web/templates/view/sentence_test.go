@@ -78,6 +78,15 @@ func TestChangedSinceLoad(t *testing.T) {
 	if !p.ChangedSinceLoad() {
 		t.Error("it was changed afterwards")
 	}
+	// While it was being loaded: before it was ready, and after its configuration was read.
+	p.Runtime.ReadyAt, p.Runtime.ConfigVersion, p.Record.Version = now.Add(time.Second), 3, 4
+	if !p.ChangedSinceLoad() {
+		t.Error("it was changed while it was being loaded")
+	}
+	p.Runtime.ConfigVersion = 4
+	if p.ChangedSinceLoad() {
+		t.Error("it was loaded with what it is now")
+	}
 }
 
 // Nothing is fetched of what lies on this machine.
