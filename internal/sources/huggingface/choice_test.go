@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -228,6 +229,18 @@ func TestCostOfAVocabulary(t *testing.T) {
 	}
 }
 
+// TestErrorsAboutTheTokenizerNameItsField: every field that concerns the other repository is that of tokenizer_path.
+func TestErrorsAboutTheTokenizerNameItsField(t *testing.T) {
+	err := &registry.Error{Code: registry.CodeInvalid, Msg: "m", Fields: []registry.FieldError{{Field: "source_path", Msg: "a"}, {Field: "custom_loader_params.x", Msg: "b"}, {Field: "revision", Msg: "c"}}}
+	var got []string
+	for _, f := range registry.AsError(huggingface.AboutTokenizer(err)).Fields {
+		got = append(got, f.Field)
+	}
+	if !slices.Equal(got, []string{"tokenizer_path", "custom_loader_params.x", "tokenizer_path"}) || err.Fields[0].Field != "source_path" {
+		t.Errorf("%v of %+v", got, err.Fields)
+	}
+}
+
 // TestTokenizerPath: a tokenizer of another repository is fetched along, a few files of it; one of the repository's own
 // folders is, too; one of this machine is the engine's to open.
 func TestTokenizerPath(t *testing.T) {
@@ -304,6 +317,11 @@ func TestTokenizerPath(t *testing.T) {
 	own.Tokenizer = "org/none"
 	if snap := r.resolve(r.source, own); snap.Tokenizer != nil || !strings.Contains(strings.Join(snap.Facts.Notes, " "), "the file has its own") {
 		t.Errorf("%+v", snap)
+	}
+	// That is said, too, when all of it is here and is read once more.
+	r.fetch(r.source, own)
+	if snap := r.resolve(r.source, own); snap.OnDisk != snap.Bytes || !strings.Contains(strings.Join(snap.Facts.Notes, " "), "the file has its own") {
+		t.Errorf("on disk: %+v", snap)
 	}
 	own.Tokenizer = "org/words"
 	if snap := r.resolve(r.source, own); snap.Tokenizer == nil {

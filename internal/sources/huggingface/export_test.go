@@ -29,6 +29,9 @@ func GuardedTransport(endpoint *url.URL) *http.Transport {
 	return t
 }
 
+// AboutTokenizer is aboutTokenizer.
+func AboutTokenizer(err error) error { return aboutTokenizer(err) }
+
 // Environment returns what New reads from the environment.
 func Environment(getenv func(string) string) (cache, endpoint, token string, offline bool) {
 	s, err := New(Options{Getenv: getenv})

@@ -183,6 +183,7 @@ func (s *Source) compose(ctx context.Context, f *found) (sources.Snapshot, error
 	}
 	open := s.opener(ctx, f.look, f.cache, f.commit, files)
 	err := s.chosen(&snap, f, files, open)
+	chosen := len(snap.Facts.Notes)
 	if err != nil && !isGated(err) {
 		return sources.Snapshot{Ref: f.ref}, headers.InFile(err, f.id)
 	}
@@ -199,6 +200,7 @@ func (s *Source) compose(ctx context.Context, f *found) (sources.Snapshot, error
 		again := snap
 		if s.chosen(&again, f, files, open) == nil {
 			again.Facts.Tokenizer = again.Facts.Tokenizer || snap.Facts.Tokenizer
+			again.Facts.Notes = append(again.Facts.Notes, snap.Facts.Notes[chosen:]...) // of the tokenizer
 			snap.Facts = again.Facts
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
@@ -96,9 +97,9 @@ func aboutTokenizer(err error) error {
 		failure.Msg = "The tokenizer: " + failure.Msg
 		n.Failure = &failure
 	}
+	n.Fields = slices.Clone(e.Fields)
 	for i, field := range e.Fields {
 		if field.Field == "source_path" || field.Field == "revision" {
-			n.Fields = append([]registry.FieldError(nil), e.Fields...)
 			n.Fields[i].Field = "tokenizer_path"
 		}
 	}
