@@ -16,7 +16,7 @@ var _ loaders.Narrower = (*Loader)(nil)
 
 // onnxParams are the entries of custom_loader_params that mean something for a graph. The types and the quantisation of its
 // weights are its own, and onnxruntime lays them out itself.
-var onnxParams = []string{"task", "pooling", "normalize", "threads"}
+var onnxParams = []string{"task", "pooling", "normalize", "threads", "hang_after"}
 
 // checkONNX refuses settings that an ONNX model does not have. CodeInvalid.
 func checkONNX(m registry.Model, v params.Values) error {

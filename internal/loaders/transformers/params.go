@@ -25,6 +25,7 @@ var table = []params.Spec{
 	{Param: loaders.Param{Name: "normalize", Kind: registry.KindBool, Help: "Give embeddings the length 1; what the folder says, else not."}},
 	{Param: loaders.Param{Name: "max_batch_size", Kind: registry.KindInt, Help: "Texts generated at once; 8 if not given."}, Min: 1, Max: 256},
 	{Param: loaders.Param{Name: "max_batch_tokens", Kind: registry.KindInt, Help: "Tokens of prompts and answers that a batch may come to; 65,536 if not given."}, Min: 1, Max: 1 << 24},
+	{Param: loaders.Param{Name: "hang_after", Kind: registry.KindInt, Help: "Seconds in which nothing moves, although there is work, after which the engine counts as hanging; 120 if not given."}, Min: 1, Max: 86400},
 	{Param: loaders.Param{Name: "threads", Kind: registry.KindInt, Help: "CPU threads; all cores that may be used if not given."}, Min: 1, Max: 1024},
 }
 

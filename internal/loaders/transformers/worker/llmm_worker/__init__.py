@@ -12,6 +12,7 @@ through it:
     web        HTTP/1.1 on asyncio: one task a connection
     dialect    JSON of a request -> a checked request object; results -> JSON
     jobs       the thread that owns the model
+    troubles   out of memory, or broken for good
     rows       what is asked of it: one row a choice
     generate   that thread for text: batches of rows
     sampling   per-row sampling inside a batch

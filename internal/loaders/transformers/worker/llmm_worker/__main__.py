@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 
+from . import troubles
 from .control import Control, Failure
 
 log = logging.getLogger("llmm.worker")
@@ -50,6 +51,9 @@ async def serve(settings, key, control):
         traceback.print_exc()
         return failed(control, Failure("crash", f"The worker failed: {type(e).__name__}: {str(e).splitlines()[0][:300] if str(e) else ''}", "The log has the whole traceback."))
     await stop.wait()
+    if server.error is not None:
+        await asyncio.sleep(0.2)  # what its clients are told goes out first
+        return failed(control, broken(server.error))
     log.info("ended with %s", json.dumps(server.memory()))
     await server.close()
     return 0
@@ -81,10 +85,20 @@ async def start(settings, key, control, loop, stop):
     if loaded is None:
         return server, False
     loaded.name = settings["name"]
-    server.ready(loaded, loaded.engine(settings.get("params", {})))
+    params = settings.get("params", {})
+    server.ready(loaded, loaded.engine(params), int(params.get("hang_after") or web.HANG_AFTER), stop.set)
     log.info("loaded %s", json.dumps(loaded.report()))
     control.ready()
     return server, True
+
+
+def broken(error):
+    """The Failure of a model whose thread has ended."""
+    said = f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"
+    if troubles.fatal(error):
+        return Failure("crash", f"CUDA failed, after which nothing runs in the same process, so the worker ended: {said}",
+                       "The model is loaded again. If it comes back, look at the driver (nvidia-smi, dmesg) and at the requests of that moment.")
+    return Failure("crash", f"The thread that runs the model ended: {said}", "The log has the whole traceback.")
 
 
 @contextlib.contextmanager

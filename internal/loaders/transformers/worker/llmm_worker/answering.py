@@ -47,6 +47,17 @@ class Wire:
             except RuntimeError:  # the loop has ended: so has the process, nearly
                 pass
 
+    def later(self, seconds, f):
+        """Has the loop call f. From any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._loop.call_later, seconds, f)
+        except RuntimeError:  # the loop has ended
+            pass
+
+    def again(self, seconds, f):
+        """The same, from the loop itself."""
+        self._loop.call_later(seconds, f)
+
     def close(self):
         """Nothing is written any more. The connection stays open."""
         with self._lock:
@@ -126,7 +137,7 @@ class Streamed(Answering):
     """An event for each piece. The status is sent with the first, so that what fails before has a status of its own.
 
     To write, and to wake the client, costs more than all else that a piece costs. Where pieces come faster than HOLD, those
-    of that time are written together; none waits longer than for the step after it.
+    of that time are written together: by the model's thread with the first piece after it, or by the loop, should none come.
     """
 
     HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -135,38 +146,57 @@ class Streamed(Answering):
     def __init__(self, *args):
         super().__init__(*args)
         self._begun = False
-        self._held, self._written = [], 0.0
+        self._lock = threading.Lock()  # the loop may write what is held
+        self._held, self._written, self._timed = [], -1.0, False
 
     def _add(self, index, piece, usage):
-        head = b""
-        if not self._begun:
-            self._begun, head = True, self.HEAD
-            self._held += [e for e in map(self._answer.first, range(self._choices)) if e is not None]
-        self._held.append(self._answer.event(index, piece))
-        if usage is not None:
-            if self._request.include_usage:
-                self._held.append(self._answer.usage_event(usage))
-            self._end(head)
-            return
-        now = time.monotonic()
-        if now - self._written >= self.HOLD:
-            self._written = now
-            held, self._held = self._held, []
-            self.wire.write(head + chunk(held))
+        with self._lock:
+            if not self._begun:
+                self._held += [e for e in map(self._answer.first, range(self._choices)) if e is not None]
+            self._held.append(self._answer.event(index, piece))
+            if usage is not None:
+                if self._request.include_usage:
+                    self._held.append(self._answer.usage_event(usage))
+                self._end()
+                return
+            left = self._written + self.HOLD - time.monotonic()
+            if left <= 0:
+                self._write()
+            elif not self._timed:
+                self._timed = True
+                self.wire.later(left, self._tick)
 
-    def _end(self, head=b""):
+    def _tick(self):
+        """Called by the loop while pieces come quickly, so that to wait for each costs no change of threads."""
+        with self._lock:
+            left = self._written + self.HOLD - time.monotonic()
+            if left <= 0:
+                if not self._held:
+                    self._timed = False
+                    return
+                self._write()
+                left = self.HOLD
+        self.wire.again(left, self._tick)
+
+    def _write(self, end=b""):
+        head = b"" if self._begun else self.HEAD
+        self._begun, self._written = True, time.monotonic()
+        held, self._held = self._held, []
+        self.wire.write(head + chunk(held) + end)
+
+    def _end(self):
         self._held.append(b"[DONE]")
-        self.wire.write(head + chunk(self._held) + b"0\r\n\r\n")
+        self._write(b"0\r\n\r\n")
 
     def _fail(self, error):
-        if not self._begun:
-            self._finish(error)
-            return
-        kind = "out_of_memory" if isinstance(error, OutOfMemory) else "server_error"
-        told = Refused(f"The engine failed in the middle of the answer: {str(error)[:300]}", kind=kind).body()
-        self._held.append(json.dumps(told).encode())
-        self._end()
-        self._finish(None)
+        with self._lock:
+            if self._begun:
+                kind = "out_of_memory" if isinstance(error, OutOfMemory) else "server_error"
+                told = Refused(f"The engine failed in the middle of the answer: {str(error)[:300]}", kind=kind).body()
+                self._held.append(json.dumps(told).encode())
+                self._end()
+                error = None
+        self._finish(error)
 
 
 def chunk(events):

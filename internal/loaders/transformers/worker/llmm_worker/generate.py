@@ -11,6 +11,7 @@ import logging
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from . import troubles
 from .jobs import Jobs
 from .rows import OutOfMemory, Row
 
@@ -24,10 +25,11 @@ RECURRENT = ("mamba", "rwkv", "recurrent", "jamba", "zamba", "bamba", "lfm2", "x
 class _Chooser(LogitsProcessor):
     """Chooses each row's token, tells it, and leaves generate() nothing else to choose."""
 
-    def __init__(self, rows, prompts, eos):
-        self._rows, self._prompts, self._eos = rows, prompts, eos
+    def __init__(self, rows, prompts, eos, step):
+        self._rows, self._prompts, self._eos, self._step = rows, prompts, eos, step
 
     def __call__(self, input_ids, scores):
+        self._step()
         greedy = None
         if any(not r.done and r.sampler.plain() for r in self._rows):
             greedy = scores.argmax(dim=-1).tolist()
@@ -84,32 +86,50 @@ class Engine(Jobs):
         if not isinstance(batch[0], Row):
             super()._run(batch)
             return
-        rows = batch
+        rows, full = batch, None
         try:
             for row in rows:
                 row.start(self._loaded.tokenizer, self._loaded.input_device)
             self._generate(rows)
-        except torch.OutOfMemoryError as e:
-            self._forget()
-            untold = [r for r in rows if not r.done and r.generated == 0]
-            for row in rows:
-                if not row.done and row.generated > 0:
-                    row.fail(OutOfMemory(str(e)))
-            if len(rows) > 1 and untold:
-                log.warning("no memory for %d requests at once; they run one after the other", len(rows))
-                for row in untold:
-                    self._run([row])
-            else:
-                for row in untold:
-                    row.fail(OutOfMemory(str(e)))
-        except BaseException as e:  # the row's client is told, and the next batch runs
-            log.exception("generation failed")
-            for row in rows:
-                if not row.done:
+        except BaseException as e:  # the rows' clients are told, and the next batch runs
+            if not troubles.out_of_memory(e):
+                log.exception("generation failed")
+                for row in rows:
                     row.fail(e)
+                if self._broken(e):
+                    raise
+                return
+            full = OutOfMemory(str(e))
+        if full is None:
+            return
+        # Only here, where the exception and the frames of its traceback are gone, is what the batch held given back.
+        self._forget()
+        untold = [r for r in rows if not r.done and r.generated == 0]
+        for row in rows:
+            if row.generated > 0:
+                row.fail(full)
+        if len(rows) > 1 and untold:
+            log.warning("no memory for %d requests at once; they run one after the other", len(rows))
+            for row in untold:
+                self._run([row])
+        else:
+            for row in untold:
+                row.fail(full)
+
+    def _broken(self, e):
+        if troubles.fatal(e):
+            return True
+        if troubles.out_of_memory(e) or not torch.cuda.is_initialized():
+            return False
+        try:
+            torch.cuda.synchronize()
+        except Exception:  # what CUDA has once failed with, it fails with for ever
+            return True
+        return False
 
     def _forget(self):
-        if torch.cuda.is_available():
+        super()._forget()
+        if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
     def _generate(self, rows):
@@ -130,7 +150,7 @@ class Engine(Jobs):
         with torch.inference_mode():
             loaded.model.generate(
                 input_ids=torch.tensor(ids, device=device), attention_mask=torch.tensor(mask, device=device), generation_config=config,
-                logits_processor=LogitsProcessorList([_Chooser(rows, prompts, loaded.eos_ids)]),
+                logits_processor=LogitsProcessorList([_Chooser(rows, prompts, loaded.eos_ids, self.step)]),
                 stopping_criteria=StoppingCriteriaList([_Stopper(rows)]))
         for row in rows:  # what generate() ended on its own account, such as a full cache
             if not row.done and not row.cancelled.is_set():

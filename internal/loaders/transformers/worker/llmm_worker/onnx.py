@@ -21,7 +21,7 @@ from .control import Failure
 from .encode import normalized, padded
 from .folder import context_length, first_line, pooling, read_json
 from .jobs import Jobs
-from .rows import OutOfMemory
+from .troubles import out_of_memory
 
 log = logging.getLogger("llmm.onnx")
 
@@ -96,12 +96,7 @@ class Loaded:
         if self.on_cpu and ids.size > SMALL:
             options = onnxruntime.RunOptions()
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        try:
-            return self.session.run([self.output], feed, options)[0].astype(np.float32, copy=False), mask
-        except Exception as e:
-            if out_of_memory(e):
-                raise OutOfMemory(first_line(e))
-            raise
+        return self.session.run([self.output], feed, options)[0].astype(np.float32, copy=False), mask
 
     def report(self):
         """What the manager shows of the instance."""
@@ -255,10 +250,6 @@ def pool(hidden, mask, how):
     if how == "max":
         return np.where(wide > 0, hidden, -np.inf).max(axis=1).astype(np.float32)
     return (hidden * wide).sum(axis=1) / np.maximum(wide.sum(axis=1), 1)
-
-
-def out_of_memory(e):
-    return isinstance(e, MemoryError) or re.search(r"failed to allocate memory|out of memory|bad_alloc|CUDA failure 2\b", str(e), re.IGNORECASE) is not None
 
 
 def explain(e, name):

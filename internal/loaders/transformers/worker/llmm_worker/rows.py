@@ -98,5 +98,7 @@ class Row:
             self.sink(Piece(text, tokens, told, finish))
 
     def fail(self, error):
+        if self.done:
+            return
         self.done = True
         self.sink(Piece("", [], [], None, error))

@@ -26,8 +26,20 @@ REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found",
            503: "Service Unavailable"}
 
 
+# Seconds, if not set by hang_after.
+HANG_AFTER = 120
+
+
 class HungUp(Exception):
     """The client is gone: there is nobody to answer."""
+
+
+def soon(loop, f, *args):
+    """Has the loop call f. From any thread."""
+    try:
+        loop.call_soon_threadsafe(f, *args)
+    except RuntimeError:  # the loop has ended: so has the process, nearly
+        pass
 
 
 class Connection(asyncio.StreamReaderProtocol):
@@ -62,13 +74,44 @@ class Server:
     def __init__(self, key, control):
         self._key = ("Bearer " + key).encode()
         self._control = control
-        self._loaded = self._engine = None
+        self._loaded = self._engine = self._watching = None
         self._open = set()
+        self._stalled = False
         self.served = 0
+        self.error = None  # why the model's thread ended
 
-    def ready(self, loaded, engine):
-        """From now on requests are answered; until then they get 503."""
+    def ready(self, loaded, engine, hang_after=HANG_AFTER, on_end=None):
+        """From now on requests are answered; until then they get 503. on_end is called, by the loop, should the model's thread
+        end: error then says why."""
+        loop = asyncio.get_running_loop()
+
+        def ended(error):
+            self.error = error
+            if on_end is not None:
+                on_end()
+
+        engine.on_end = lambda error: soon(loop, ended, error)
         self._loaded, self._engine = loaded, engine
+        self._watching = loop.create_task(self._watch(hang_after))
+
+    async def _watch(self, hang_after):
+        """Notes when work is under way and nothing has moved for hang_after seconds: /health says 503 then, and the manager ends
+        the process if it stays so."""
+        while True:
+            await asyncio.sleep(min(1.0, hang_after / 10))
+            stalled = self._engine.look() >= hang_after
+            if stalled and not self._stalled:
+                log.error("Nothing has moved for %.0f s although there is work. The model's thread is here:\n%s", hang_after, self._engine.stack())
+            elif self._stalled and not stalled:
+                log.info("it moves again")
+            self._stalled = stalled
+
+    def _health(self):
+        if self._engine is None:
+            return "loading"
+        if self.error is not None:
+            return "ended"
+        return "stalled" if self._stalled else "ok"
 
     def memory(self):
         """Requests answered and bytes of GPU memory: now, and at most since the start."""
@@ -81,6 +124,8 @@ class Server:
 
     async def close(self):
         self._listener.close()
+        if self._watching is not None:
+            self._watching.cancel()
         for task in list(self._open):
             task.cancel()
 
@@ -107,10 +152,15 @@ class Server:
             return False
         keep = headers.get(b"connection", b"").lower() != b"close"
         try:
-            body = await self._body(reader, writer, headers)
             path = target.split("?", 1)[0]
-            if path != "/health" and not hmac.compare_digest(headers.get(b"authorization", b""), self._key):
-                raise Refused("The key is wrong; ask through the gateway", status=401, kind="authentication_error")
+            if not hmac.compare_digest(headers.get(b"authorization", b""), self._key):
+                # Nothing is read for one who may not ask, so that the connection cannot go on.
+                keep = keep and headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers
+                if path != "/health":
+                    raise Refused("The key is wrong; ask through the gateway", status=401, kind="authentication_error")
+                body = b""
+            else:
+                body = await self._body(reader, writer, headers)
             await self._route(connection, writer, method, path, body)
         except Refused as e:
             self._send(writer, e.status, e.body())
@@ -188,7 +238,8 @@ class Server:
 
     async def _route(self, connection, writer, method, path, body):
         if path == "/health":
-            self._send(writer, 200 if self._engine else 503, {"status": "ok" if self._engine else "loading"})
+            status = self._health()
+            self._send(writer, 200 if status == "ok" else 503, {"status": status})
             return
         if self._engine is None:
             raise Refused("The model is still being loaded", status=503, kind="unavailable", code="loading")
@@ -229,26 +280,20 @@ class Server:
         loop = asyncio.get_running_loop()
         future = loop.create_future()
 
-        def run():
-            try:
-                if connection.gone:
-                    raise HungUp()
-                got, error = compute(), None
-            except BaseException as e:
-                got, error = None, e
-            loop.call_soon_threadsafe(settle, got, error)
+        def work():
+            if connection.gone:
+                raise HungUp()
+            return compute()
 
         def settle(got, error):
             if future.done():
                 return
             if error is None:
                 future.set_result(got)
-            elif type(error).__name__ == "OutOfMemoryError":  # torch's
-                future.set_exception(OutOfMemory(str(error)))
             else:
                 future.set_exception(error)
 
-        self._engine.call(run)
+        self._engine.call(work, lambda got, error: soon(loop, settle, got, error))
         self._send(writer, 200, await future)
 
     async def _generate(self, connection, writer, request):
@@ -264,10 +309,7 @@ class Server:
                 finished.set_exception(error)
 
         def finish(error):
-            try:
-                loop.call_soon_threadsafe(settle, error)
-            except RuntimeError:  # the loop has ended: so has the process, nearly
-                pass
+            soon(loop, settle, error)
 
         answering = (Streamed if request.stream else Gathered)(request, Answer(request, self._loaded.name, self._loaded.tokenizer), finish)
         rows = self._rows(request, answering)

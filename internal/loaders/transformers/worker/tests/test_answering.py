@@ -21,10 +21,15 @@ class Kept:
     """A wire that keeps what was written."""
 
     def __init__(self):
-        self.writes = []
+        self.writes, self.timers = [], []
 
     def write(self, data):
         self.writes.append(data)
+
+    def later(self, seconds, f):
+        self.timers.append(f)
+
+    again = later
 
 
 def events(data):
@@ -78,6 +83,22 @@ class StreamedTest(unittest.TestCase):
         self.assertEqual(json.loads(got[2])["error"]["type"], "out_of_memory")
         self.assertEqual((got[3:], self.ended), ([b"[DONE]"], [None]))
 
+    def test_what_is_held_is_written_although_nothing_follows(self):
+        s = self.stream(3600)
+        take = s.sink(0)
+        for text in "abc":
+            take(Piece(text, [1], [None]))
+        self.assertEqual((len(s.wire.writes), len(s.wire.timers)), (1, 1))  # one timer, however many are held
+        s.HOLD = 0  # its time is over
+        s.wire.timers.pop()()
+        self.assertIn(b"b", s.wire.writes[1])
+        self.assertIn(b"c", s.wire.writes[1])
+        s.wire.timers.pop()()  # nothing came since: it ends
+        self.assertEqual((len(s.wire.writes), s.wire.timers), (2, []))
+        s.HOLD = 3600
+        take(Piece("d", [1], [None]))
+        self.assertEqual(len(s.wire.timers), 1)  # and begins anew
+
     def test_a_whole_answer_waits_for_all_choices(self):
         ended, r = [], request(stream=False, n=2)
         g = Gathered(r, Answer(r, "m", None), ended.append)
@@ -91,6 +112,31 @@ class StreamedTest(unittest.TestCase):
 
 
 class WireTest(unittest.TestCase):
+    def test_a_client_gets_what_is_held_although_nothing_follows(self):
+        async def main():
+            ours, theirs = socket.socketpair()
+            theirs.settimeout(20)
+            _, writer = await asyncio.open_connection(sock=ours)
+            s = Streamed(request(), Answer(request(), "m", None), lambda error: None)
+            wire = s.wire = Wire(asyncio.get_running_loop(), writer)
+
+            def model():
+                s.sink(0)(Piece("first", [1], [None]))
+                s.sink(0)(Piece("second", [2], [None]))
+
+            def read():
+                got = b""
+                while b"second" not in got:
+                    got += theirs.recv(4096)
+
+            threading.Thread(target=model).start()
+            await asyncio.get_running_loop().run_in_executor(None, read)
+            wire.close()
+            writer.close()
+            theirs.close()
+
+        asyncio.run(main())
+
     def test_a_slow_client_gets_all_of_it(self):
         """More than the socket takes: the rest goes through the loop, in order, while the writing thread never waits."""
         pieces = [b"%06d" % i * 1000 for i in range(2000)]
