@@ -6,6 +6,7 @@ only with trust_remote_code; pickles are read with weights_only, which refuses e
 
 import contextlib
 import importlib
+import importlib.util
 import logging
 import os
 import time
@@ -17,7 +18,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer
 
-from . import encode, generate
+from . import encode, generate, troubles
 from .control import Failure
 from .folder import context_length, first_line, pooling, read_json, text_config
 
@@ -157,6 +158,7 @@ class Loaded:
             "mask": getattr(self.tokenizer, "mask_token", None) or "",
             "device": str(self.input_device),
             "devices": sorted({str(p.device) for p in self.model.parameters()}),
+            "attention": getattr(self.model.config, "_attn_implementation", None) or "",
             "dtype": str(self.model.dtype).replace("torch.", ""),
             "parameters": parameters,
             "weight_bytes": int(self.model.get_memory_footprint()),
@@ -320,24 +322,40 @@ def load_weights(cls, path, config, settings, device, quantization):
         options["use_safetensors"] = True
     if quantization is not None:
         options["quantization_config"] = quantization
-    if "device_map" not in options and device != "cpu":
+    mapped = options.pop("device_map", None)
+    if device != "cpu":
         # More than one device only if the planner gave more than one.
-        options["device_map"] = "auto" if torch.cuda.device_count() > 1 else {"": 0}
-    if "device_map" in options and device == "cpu":
-        del options["device_map"]
-    if "device_map" in options:
-        options["offload_folder"] = settings.get("offload_folder")
+        mapped = mapped or ("auto" if torch.cuda.device_count() > 1 else {"": 0})
+        if not has("accelerate"):
+            mapped = without_accelerate(mapped, quantization)
+            options.pop("max_memory", None)
+        if mapped is not None:
+            options.update(device_map=mapped, offload_folder=settings.get("offload_folder"))
     if isinstance(options.get("max_memory"), dict):
         options["max_memory"] = {int(k) if str(k).isdigit() else k: v for k, v in options["max_memory"].items()}
     try:
-        return cls.from_pretrained(path, config=config, trust_remote_code=bool(settings.get("trust_remote_code")), local_files_only=True, **options)
+        model = cls.from_pretrained(path, config=config, trust_remote_code=bool(settings.get("trust_remote_code")), local_files_only=True, **options)
+        return model.to("cuda:0") if device != "cpu" and mapped is None else model
     except Failure:
         raise
-    except torch.OutOfMemoryError as e:
-        raise Failure("out_of_memory", f"The GPU ran out of memory while the weights were loaded: {first_line(e)}",
-                      "Unload another model, choose a smaller one, or set quantization_bits to 8 or 4.")
     except Exception as e:
         raise explain(e, {}, "The weights cannot be loaded")
+
+
+def has(package):
+    """Whether a package is installed."""
+    return importlib.util.find_spec(package) is not None
+
+
+def without_accelerate(mapped, quantization):
+    """The device_map without accelerate, which transformers asks for as soon as there is one: None, if the model can be loaded
+    in RAM and then moved to its only GPU."""
+    if quantization is not None or torch.cuda.device_count() > 1:
+        why = "quantization_bits" if quantization is not None else f"a model on {torch.cuda.device_count()} GPUs"
+        raise Failure("engine_missing", f"The Python environment of the engine has no accelerate, which {why} needs",
+                      "Install accelerate into it, or run `llmm engine install transformers`.")
+    log.info("accelerate is not installed: the weights are loaded in RAM and then moved to the GPU; device_map and max_memory mean nothing")
+    return None
 
 
 def dtype_of(name, config, device):
@@ -415,6 +433,13 @@ def explain(e, raw, what):
         chain.append(str(link))
         link = link.__cause__ or link.__context__
     low = "\n".join(chain).lower()
+    if troubles.out_of_memory(e) or troubles.MEMORY.search(low):
+        if "cuda" in low or "cublas" in low:
+            return Failure("out_of_memory", f"{what}: the GPU ran out of memory: {line}", "Unload another model, choose a smaller one, or set quantization_bits to 8 or 4.")
+        return Failure("out_of_memory", f"{what}: this machine ran out of memory: {line}", "Unload another model, choose a smaller one, or set dtype to bfloat16 if it is float32.")
+    if "at least v2.6" in low:
+        return Failure("engine_missing", f"{what}: the torch {torch.__version__} of this environment is too old to read weights in pickles safely, which needs 2.6 or later",
+                       "Upgrade torch, run `llmm engine install transformers`, or use a safetensors copy of the model.")
     if "trust_remote_code" in chain[0].lower():
         return Failure("unsupported_architecture", "The model, or its tokenizer, brings code of its own, and trust_remote_code is false, so it was not run",
                        "Read the code in the repository; if you trust it, set trust_remote_code: true. It then runs with the rights of this server.")
@@ -429,7 +454,7 @@ def explain(e, raw, what):
         kind = raw.get("model_type") or "unknown"
         return Failure("unsupported_architecture", f"transformers {transformers.__version__} does not know the architecture {kind!r}",
                        "Upgrade the engine (`llmm engine install transformers`), or use another engine for this model.")
-    if "requires the following packages" in low or isinstance(e, ImportError):
+    if "requires the following packages" in low or "requires `accelerate`" in low or isinstance(e, ImportError):
         return Failure("engine_missing", f"{what}: a Python package is missing: {line}", "Install it into the environment of the engine.")
     if "size mismatch" in low or "shape" in low and "mismatch" in low:
         return Failure("corrupt_file", f"{what}: config.json and the weights do not belong together: {line}", "Copy config.json and the weights from the same place and revision.")
