@@ -36,6 +36,9 @@ func TestAnswersOfALanguageModel(t *testing.T) {
 	}) {
 		t.Errorf("the weights' progress is not told tensor by tensor: %+v", reports)
 	}
+	if code, stats := get(t, in, "/stats"); code != http.StatusOK || stats["dtype"] != "float32" || stats["attention"] != "sdpa" {
+		t.Errorf("status %d: %v", code, stats)
+	}
 	complete := func(prompt string, more map[string]any) (string, error) {
 		body := map[string]any{"model": "m", "prompt": prompt, "max_tokens": 24, "temperature": 0}
 		for k, v := range more {
