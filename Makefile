@@ -91,7 +91,7 @@ fuzz: ## Every fuzz target for FUZZTIME (20s) each
 
 .PHONY: kills
 kills: ## Kill every engine a hundred times at random moments; the tests kill each a few times
-	LLMM_KILLS=$${LLMM_KILLS:-100} go test -count=1 -v -timeout 60m -run 'Conformance$$/KillAtRandom' ./internal/loaders/fake ./internal/loaders/command ./internal/loaders/vllm ./internal/loaders/llamacpp ./internal/loaders/ollama ./internal/loaders/transformers
+	LLMM_KILLS=$${LLMM_KILLS:-100} go test -count=1 -v -timeout 60m -run 'Conformance/KillAtRandom' ./internal/loaders/fake ./internal/loaders/command ./internal/loaders/vllm ./internal/loaders/llamacpp ./internal/loaders/ollama ./internal/loaders/transformers
 
 .PHONY: bench
 bench: ## Measure against the budgets: each line is measured, budget, ratio

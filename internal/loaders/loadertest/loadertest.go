@@ -40,6 +40,8 @@ type Harness struct {
 	// Remote is true for a loader of services elsewhere: there is no process to kill, no port of ours, no file, and the
 	// loader is a Reconnector.
 	Remote bool
+	// Notes is how long the loader may take to note what the engine shares under names that say nothing; 0 if it has none such.
+	Notes time.Duration
 	// Span is about how long a load takes, and so the time within which it is killed.
 	Span time.Duration
 }

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -67,11 +68,16 @@ func standIn(args []string) int {
 		fmt.Println(err)
 		return 1
 	}
-	switch f := strings.TrimSpace(string(fault)); {
-	case f == "exit":
-		return 3
-	case f == "shared": // maps shared memory under a name that says nothing, as vLLM does
-		name := fmt.Sprintf("/dev/shm/psm_%08x", os.Getpid())
+	faults := strings.Fields(string(fault))
+	stubborn := slices.Contains(faults, "stubborn")
+	if stubborn {
+		signal.Ignore(syscall.SIGTERM)
+		if err := exec.Command("sleep", "600").Start(); err != nil {
+			return 1
+		}
+	}
+	if slices.Contains(faults, "shared") { // maps shared memory under a name that says nothing, as vLLM does
+		name := fmt.Sprintf("/dev/shm/psm_%08x%08x", os.Getppid(), os.Getpid())
 		child := exec.Command(os.Args[0], "--share", name)
 		child.Env = []string{"PATH=" + os.Getenv("PATH")} // vLLM's processes write their titles over their environment, our tag included
 		out, err := child.StdoutPipe()
@@ -82,12 +88,11 @@ func standIn(args []string) int {
 			return 1
 		}
 		fmt.Println("shares " + name)
-	case f == "stubborn":
-		signal.Ignore(syscall.SIGTERM)
-		child := exec.Command("sleep", "600")
-		if err := child.Start(); err != nil {
-			return 1
-		}
+	}
+	switch f := strings.TrimSpace(string(fault)); {
+	case f == "exit":
+		return 3
+	case stubborn, slices.Contains(faults, "shared"):
 	case f != "":
 		fmt.Println("(EngineCore pid=1) INFO engine core starts")
 		fmt.Println(f)
@@ -127,17 +132,21 @@ func standIn(args []string) int {
 			fmt.Println(err)
 		}
 	}
+	pause := 10 * time.Millisecond
+	if stubborn && slices.Contains(faults, "shared") {
+		pause = 100 * time.Millisecond // until what it shares is noted
+	}
 	go func() {
 		fmt.Println("(EngineCore pid=1) INFO [gpu_model_runner.py:1] Starting to load model " + model)
 		for i := range 5 {
 			fmt.Printf("Loading safetensors checkpoint shards:  %d%% Completed | %d/4 [00:00<00:00, 41.23it/s]\n", i*25, i)
-			time.Sleep(10 * time.Millisecond) // loading takes time; a test kills within it
+			time.Sleep(pause) // loading takes time; a test kills within it
 		}
 		fmt.Println("INFO Loading weights took 0.03 seconds")
 		loaded.Store(true)
 	}()
 	term := make(chan os.Signal, 1)
-	if strings.TrimSpace(string(fault)) != "stubborn" {
+	if !stubborn {
 		signal.Notify(term, syscall.SIGTERM)
 	}
 	go func() { fmt.Println(http.Serve(listener, service)) }() //nolint:gosec // a stand-in for tests

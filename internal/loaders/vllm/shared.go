@@ -19,7 +19,7 @@ import (
 const (
 	sharedDir  = "/dev/shm"
 	sharedList = "shared-memory" // in the instance's folder
-	lookEvery  = 500 * time.Millisecond
+	lookEvery  = 100 * time.Millisecond
 )
 
 // sharedName is what Python's multiprocessing and torch call such files. Nothing else is ever removed.
@@ -34,7 +34,8 @@ type sharedBook struct {
 	known []string
 }
 
-// look notes what the instance's processes have mapped, not more often than every lookEvery unless now is set.
+// look notes what the instance's processes have mapped, not more often than every lookEvery unless now is set. What is made
+// after the last look before vLLM is killed stays.
 func (b *sharedBook) look(now bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -121,7 +121,7 @@ func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(re
 		return nil, err
 	}
 	book.look(true) // after the first answer all of it is there
-	return &Instance{Instance: in, level: sleepLevel(v)}, nil
+	return &Instance{Instance: in, level: sleepLevel(v), book: book}, nil
 }
 
 // Recover re-attaches to a server that still runs; see loaders.Recoverer.
@@ -131,12 +131,15 @@ func (l *Loader) Recover(ctx context.Context, h registry.Handle) (loaders.Instan
 		return nil, err
 	}
 	var d struct {
-		Level int `json:"sleep_level"`
+		Level int    `json:"sleep_level"`
+		Dir   string `json:"dir"`
 	}
 	if err := json.Unmarshal(h.Data, &d); err != nil {
 		d.Level = 0 // it cannot sleep, which is all that is lost
 	}
-	return &Instance{Instance: in, level: d.Level}, nil
+	book := &sharedBook{prefix: l.o.TagPrefix, instance: h.InstanceID, dir: d.Dir}
+	book.look(true) // nobody looked while there was no manager
+	return &Instance{Instance: in, level: d.Level, book: book}, nil
 }
 
 func (l *Loader) config() httpengine.Config {
@@ -162,9 +165,16 @@ func tidy(dir string) {
 type Instance struct {
 	*httpengine.Instance
 	level int // of sleep: 1 weights go to main memory, 2 they are dropped and read again; 0 it cannot
+	book  *sharedBook
 }
 
 var _ loaders.Sleeper = (*Instance)(nil)
+
+// Stop ends the server; see loaders.Instance. What it shares by then is noted first, in case that it must be killed.
+func (in *Instance) Stop(ctx context.Context) error {
+	in.book.look(true)
+	return in.Instance.Stop(ctx)
+}
 
 // Handle is that of the process, with the level of sleep.
 func (in *Instance) Handle() registry.Handle {
