@@ -105,15 +105,9 @@ func TestTokenizerWithinRoots(t *testing.T) {
 	r.fetchable("hub", "org/m", at(inside))
 	r.fetchable("later", "org/l", at(filepath.Join(inside, "later"))) // it is not there yet
 	model := registry.Model{ModelID: "bad", SourceType: registry.SourceHuggingFace, SourcePath: "org/m", ModelFormat: registry.FormatGGUF, Engine: fake.Name}
-	for _, kind := range []registry.SourceType{registry.SourceHuggingFace, registry.SourceLocal, registry.SourceS3} {
+	for kind, source := range map[registry.SourceType]string{registry.SourceHuggingFace: "org/m", registry.SourceLocal: r.weights(), registry.SourceS3: "s3://bucket/m"} {
 		for _, path := range []string{outside, link, holds, filepath.Join(outside, "tokenizer.json"), filepath.Join(link, "tokenizer.json"), outside + "/nothing", inside + "/../" + filepath.Base(outside)} {
-			model.SourceType, model.TokenizerPath = kind, path
-			switch kind {
-			case registry.SourceLocal:
-				model.SourcePath = r.weights()
-			case registry.SourceS3:
-				model.SourcePath = "s3://bucket/m"
-			}
+			model.SourceType, model.SourcePath, model.TokenizerPath = kind, source, path
 			_, _, err := r.Register(r.ctx(), model, PutOptions{Actor: "ada", Admin: true})
 			if e := registry.AsError(err); e == nil || e.Code != registry.CodeInvalid || len(e.Fields) != 1 || e.Fields[0].Field != "tokenizer_path" {
 				t.Errorf("%s with %s: %v", kind, path, err)
