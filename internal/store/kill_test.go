@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -79,6 +80,9 @@ func writeOne(ctx context.Context, s *store.Store, id string, n int) error {
 		return err
 	}
 	fmt.Println("model", id, 2)
+	if err := writeAccess(ctx, s, id, n); err != nil {
+		return err
+	}
 	if n%7 != 6 {
 		return nil
 	}
@@ -87,6 +91,71 @@ func writeOne(ctx context.Context, s *store.Store, id string, n int) error {
 	}
 	fmt.Println("deleted", id, 0)
 	return nil
+}
+
+// writeAccess writes what decides who may do what, and what an admin sets: of each kind one, with the number where there
+// is room for it.
+func writeAccess(ctx context.Context, s *store.Store, id string, n int) error {
+	for _, w := range []struct {
+		kind  string
+		write func() error
+	}{
+		{"account", func() error {
+			return s.CreateUser(ctx, registry.User{ID: "u-" + id, Name: id, PasswordHash: strconv.Itoa(n + 1)})
+		}},
+		{"token", func() error {
+			return s.CreateToken(ctx, registry.Token{ID: "t-" + id, UserID: "u-" + id, Name: strconv.Itoa(n + 1), Prefix: "p", Hash: []byte(id)})
+		}},
+		{"team", func() error { return s.EnsureTeam(ctx, id) }},
+		{"member", func() error {
+			return s.SetMember(ctx, registry.Member{Team: id, UserID: "u-" + id, Role: registry.RoleMaintainer})
+		}},
+		{"secret", func() error {
+			_, err := s.PutSecret(ctx, registry.Secret{Team: id, Name: "s"}, strconv.Itoa(n+1))
+			return err
+		}},
+		{"setting", func() error { return s.SetSetting(ctx, "k-"+id, strconv.Itoa(n+1)) }},
+	} {
+		if err := w.write(); err != nil {
+			return fmt.Errorf("%s: %w", w.kind, err)
+		}
+		fmt.Println(w.kind, id, n+1)
+	}
+	return nil
+}
+
+// foundAccess returns the number with which something that writeAccess wrote is there, 0 when it is not.
+func foundAccess(ctx context.Context, s *store.Store, a ack) (int64, error) {
+	var text string
+	var err error
+	switch a.kind {
+	case "account":
+		var u registry.User
+		u, err = s.User(ctx, "u-"+a.id)
+		text = u.PasswordHash
+	case "token":
+		var t registry.Token
+		t, err = s.TokenByHash(ctx, []byte(a.id))
+		text = t.Name
+	case "team":
+		var teams []registry.Team
+		teams, err = s.ListTeams(ctx)
+		if slices.ContainsFunc(teams, func(t registry.Team) bool { return t.Name == a.id }) {
+			return a.n, err
+		}
+	case "member":
+		var members []registry.Member
+		members, err = s.Members(ctx, a.id)
+		if len(members) == 1 && members[0].Role == registry.RoleMaintainer {
+			return a.n, err
+		}
+	case "secret":
+		text, _, err = s.SecretValue(ctx, a.id, "s")
+	case "setting":
+		text, _, err = s.Setting(ctx, "k-"+a.id)
+	}
+	n, _ := strconv.ParseInt(text, 10, 64) // "" is not there
+	return n, err
 }
 
 // ack is a change that the writer was told is done: of what kind, to which id, with which number.
@@ -168,6 +237,9 @@ func verify(t *testing.T, path string, acks []ack) {
 			op, err := s.Operation(ctx, a.id)
 			must(t, err)
 			got, err = strconv.ParseInt(op.Outcome, 10, 64)
+			must(t, err)
+		case slices.Contains([]string{"account", "token", "team", "member", "secret", "setting"}, a.kind):
+			got, err = foundAccess(ctx, s, a)
 			must(t, err)
 		case deleted[a.id]:
 			if _, err := s.Model(ctx, a.id); registry.CodeOf(err) != registry.CodeNotFound {
