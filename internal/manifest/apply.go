@@ -3,8 +3,11 @@ package manifest
 import (
 	"bytes"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
+
+	"go.yaml.in/yaml/v4"
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
@@ -227,12 +230,9 @@ func (x *index) dropEntry(out *bytes.Buffer, i int, r *result) int {
 // appendEntry writes a new entry after the last one.
 func (x *index) appendEntry(out *bytes.Buffer, r *result, o op) {
 	open := len(x.b) > 0 && x.b[len(x.b)-1] != '\n' && x.kind == listBlock
-	end := out.Len()
-	x.breakLine(out)
-	if n := len(r.spans); n > 0 && r.spans[n-1].to == end {
-		r.spans[n-1].to, r.spans[n-1].own = out.Len(), out.Len()
-	}
-	if b := out.Bytes(); x.blank && len(r.spans) > 0 && !bytes.HasSuffix(b, []byte("\n\n")) && !bytes.HasSuffix(b, []byte("\n\r\n")) {
+	x.closeEntry(out, r)
+	if b := out.Bytes(); x.blank && len(r.spans) > 0 && !bytes.HasSuffix(b, []byte("\n\n")) && !bytes.HasSuffix(b, []byte("\n\r\n")) &&
+		!keepsBreaks.Match(b[r.spans[len(r.spans)-1].from:]) {
 		out.WriteString(x.eol)
 	}
 	text := x.entryLines(o)
@@ -242,6 +242,67 @@ func (x *index) appendEntry(out *bytes.Buffer, r *result, o op) {
 	from := out.Len()
 	out.WriteString(text)
 	r.spans = append(r.spans, span{from: from, to: out.Len(), own: out.Len(), id: o.id, model: o.model})
+}
+
+// keepsBreaks finds the head of a text in a block to which the blank lines after it belong (|+).
+var keepsBreaks = regexp.MustCompile(`[|>][0-9]?\+[0-9]?[ \t]*(#.*)?\r?\n`)
+
+// closeEntry ends the last line if it has no end. Where that line is of a text in a block (description: |), its end
+// would become part of the text; the block's head then says that it is not.
+func (x *index) closeEntry(out *bytes.Buffer, r *result) {
+	end, n := out.Len(), len(r.spans)
+	x.breakLine(out)
+	if n == 0 || r.spans[n-1].to != end || out.Len() == end {
+		return
+	}
+	last := &r.spans[n-1]
+	last.to, last.own = out.Len(), out.Len()
+	base := aloneText(string(out.Bytes()[last.from:]))
+	if x.linked {
+		base = out.Bytes()
+	}
+	if kept := keepBlock(base, *last); !bytes.Equal(kept, base) {
+		by := len(kept) - len(base)
+		entry := kept[len(kept)-(last.to-last.from)-by:]
+		out.Truncate(last.from)
+		out.Write(entry)
+		last.to, last.own = out.Len(), out.Len()
+	}
+}
+
+// keepBlock returns text, whose last entry ends with a line break since now, with that entry still reading as s says.
+func keepBlock(text []byte, s span) []byte {
+	reads := func(text []byte) *item {
+		t, err := parseTree(text)
+		if err != nil || len(t.items) == 0 || !t.items[len(t.items)-1].is(s) {
+			return nil
+		}
+		return &t.items[len(t.items)-1]
+	}
+	t, err := parseTree(text)
+	if err != nil || len(t.items) == 0 || reads(text) != nil {
+		return text
+	}
+	leaf := t.items[len(t.items)-1].node
+	for len(leaf.Content) > 0 {
+		leaf = leaf.Content[len(leaf.Content)-1]
+	}
+	if leaf.Style&(yaml.LiteralStyle|yaml.FoldedStyle) == 0 {
+		return text
+	}
+	src := newSource(text)
+	head := src.skipProperties(src.of(leaf)) + 1 // after the | or >
+	rest := head
+	for rest < len(text) && strings.IndexByte("+-0123456789", text[rest]) >= 0 {
+		rest++
+	}
+	indent := strings.Trim(string(text[head:rest]), "+-")
+	for _, chomp := range []string{"-", ""} {
+		if as := slices.Concat(text[:head], []byte(indent+chomp), text[rest:]); reads(as) != nil {
+			return as
+		}
+	}
+	return text
 }
 
 // entryLines writes an entry in the file's style.

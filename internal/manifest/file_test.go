@@ -235,6 +235,49 @@ func TestApply(t *testing.T) {
 	}
 }
 
+// The blank lines after a text in a block may belong to it.
+func TestApplyAfterKeptBreaks(t *testing.T) {
+	for _, head := range []string{"|+", "|2+", ">+2 # all of it"} {
+		for _, end := range []string{"\n", "\n\n", "\n  "} {
+			text := "models:\n" + xLines + "    description: " + head + "\n      one" + end
+			f := fileWith(t, text)
+			if err := applyAll(f, put(small("new")), put(small("newer"))); err != nil {
+				t.Fatalf("%q: %v", text, err)
+			}
+			before, after := mustParse(t, text).Entries, mustParse(t, textOf(t, f)).Entries
+			if len(after) != 3 || after[0].Model.Description != before[0].Model.Description {
+				t.Errorf("%q became\n%s", text, textOf(t, f))
+			}
+		}
+	}
+}
+
+// A file may end in the middle of a line that is text in a block. What follows must not add to that text.
+func TestApplyAfterOpenBlock(t *testing.T) {
+	for _, c := range []struct{ head, want string }{
+		{"|", "|-"}, {"|-", "|-"}, {"|+", "|-"}, {">", ">-"}, {"|2", "|2-"}, {"|+2", "|2-"}, {"!!str |", "!!str |-"}, {"| # why", "|- # why"},
+	} {
+		for _, eol := range []string{"\n", "\r\n"} {
+			for _, top := range []string{"", "x: &a 1\ny: *a\n"} {
+				text := strings.ReplaceAll(top+"models:\n"+xLines+"    description: "+c.head+"\n      one\n      two", "\n", eol)
+				before := mustParse(t, text).Entries[0].Model
+				f := fileWith(t, text)
+				if err := applyAll(f, put(small("new"))); err != nil {
+					t.Fatalf("%q: %v", c.head, err)
+				}
+				got := textOf(t, f)
+				if !strings.HasPrefix(got, strings.Replace(text, "description: "+c.head+eol, "description: "+c.want+eol, 1)+eol) {
+					t.Errorf("%q became\n%s", c.head, got)
+				}
+				after := mustParse(t, got).Entries
+				if len(after) != 2 || after[0].Model.Description != before.Description || after[1].Model.ModelID != "new" {
+					t.Errorf("%q reads as %+v, was %+v", c.head, after, before)
+				}
+			}
+		}
+	}
+}
+
 func TestApplyRefuses(t *testing.T) {
 	for name, c := range map[string]struct {
 		in   string
