@@ -206,7 +206,8 @@ func (m *Manager) SetRegistration(ctx context.Context, id string, on registry.Tr
 }
 
 // InstanceInfo is the guide's LoadedModel: a ready instance and what it is. ModelClass and TokenizerClass stand for the
-// types of model_object and tokenizer_object.
+// types of model_object and tokenizer_object. They, DType, Parameters and Bytes are what the engine says, empty where it says
+// nothing; Device is where the plan put it, in this machine's count.
 type InstanceInfo struct {
 	Config         registry.Model    `json:"config"`
 	Engine         string            `json:"engine"`
@@ -215,6 +216,9 @@ type InstanceInfo struct {
 	Endpoint       registry.Endpoint `json:"endpoint"`
 	ModelClass     string            `json:"model_class"`
 	TokenizerClass string            `json:"tokenizer_class"`
+	DType          string            `json:"dtype,omitempty"`
+	Parameters     int64             `json:"parameters,omitempty"`
+	Bytes          int64             `json:"bytes,omitempty"` // of the weights in memory
 	Memory         registry.Memory   `json:"memory"`
 	InstanceID     string            `json:"instance_id"`
 	ReadyAt        string            `json:"ready_at"`
@@ -241,10 +245,11 @@ func (m *Manager) Instance(ctx context.Context, id string) (InstanceInfo, error)
 		service = &s
 	}
 	can, why := m.sleeps(v.rt, v.inst)
+	ep := *v.rt.Endpoint
 	return InstanceInfo{
 		Service: service, CanSleep: can, WhyAwake: why, Unwell: v.rt.Unwell,
-		Config: rec.Redacted(), Engine: v.rt.Engine, EngineVersion: v.rt.EngineVersion, Device: v.rt.Device, Endpoint: *v.rt.Endpoint,
-		ModelClass: v.rt.Endpoint.ModelClass, TokenizerClass: v.rt.Endpoint.TokenizerClass, Memory: v.rt.Memory,
+		Config: rec.Redacted(), Engine: v.rt.Engine, EngineVersion: v.rt.EngineVersion, Device: v.rt.Device, Endpoint: ep,
+		ModelClass: ep.ModelClass, TokenizerClass: ep.TokenizerClass, DType: ep.DType, Parameters: ep.Parameters, Bytes: ep.Bytes, Memory: v.rt.Memory,
 		InstanceID: v.rt.InstanceID, ReadyAt: v.rt.ReadyAt.UTC().Format("2006-01-02T15:04:05.000Z"),
 	}, nil
 }

@@ -181,8 +181,9 @@ const (
 	APIClassify    API = "classify"  // the label of a text
 )
 
-// Endpoint is where an instance answers: an OpenAI-compatible base URL (without /v1) and what it speaks. Model is
-// the name by which the engine knows the model, if it differs from model_id.
+// Endpoint is where an instance answers, and what the engine says that it has loaded. BaseURL is OpenAI-compatible, without
+// /v1. Model is the name by which the engine knows the model, if it differs from model_id. What an engine does not tell is
+// empty: nothing here is computed from the files.
 type Endpoint struct {
 	BaseURL        string `json:"base_url"`
 	Model          string `json:"model,omitempty"`
@@ -190,6 +191,10 @@ type Endpoint struct {
 	ContextLength  int    `json:"context_length,omitempty"`
 	ModelClass     string `json:"model_class,omitempty"`     // the guide's type(model_object)
 	TokenizerClass string `json:"tokenizer_class,omitempty"` // the guide's type(tokenizer_object)
+	Device         string `json:"device,omitempty"`          // where the weights lie, in the engine's own count: cpu, cuda:0, cuda:0,cpu
+	DType          string `json:"dtype,omitempty"`           // of the weights in memory, in the engine's word: bfloat16, Q4_1
+	Parameters     int64  `json:"parameters,omitempty"`
+	Bytes          int64  `json:"bytes,omitempty"` // of the weights in memory, without cache and program
 }
 
 // Duration is a time.Duration that reads and writes as "15m" in JSON and YAML. A bare number means seconds.
