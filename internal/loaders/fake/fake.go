@@ -91,7 +91,8 @@ func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(re
 	}
 	embeds := v.Bool("embeddings", spec.Artifact.Facts.Embedding)
 	cfg.Endpoint = registry.Endpoint{Model: spec.Model.ModelID, APIs: []registry.API{registry.APIChat, registry.APICompletions},
-		ContextLength: max(spec.Context, spec.Model.ContextLength), ModelClass: "FakeModel", TokenizerClass: "FakeTokenizer"}
+		ContextLength: max(spec.Context, spec.Model.ContextLength), ModelClass: "FakeModel", TokenizerClass: "FakeTokenizer",
+		Device: string(spec.Device), DType: "float32", Parameters: fakeParameters, Bytes: 4 * fakeParameters}
 	cfg.Warmup = httpengine.API{Path: "/v1/completions", Body: map[string]any{"model": spec.Model.ModelID, "prompt": "Hi", "max_tokens": 1}}
 	if embeds {
 		cfg.Endpoint.APIs = []registry.API{registry.APIEmbeddings}
@@ -106,6 +107,9 @@ func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(re
 	}
 	return in, nil
 }
+
+// fakeParameters is what the engine says that its models have.
+const fakeParameters = 1 << 20
 
 func (l *Loader) argv(spec loaders.LoadSpec, v params.Values, embeds bool, port int) []string {
 	argv := []string{l.o.Path, "--host", "127.0.0.1", "--port", strconv.Itoa(port), "--alias", spec.Model.ModelID, "--fault", v.String("fault", "none")}

@@ -31,6 +31,7 @@ func TestAnswersOfALanguageModel(t *testing.T) {
 	if ep.ModelClass != "LlamaForCausalLM" || ep.TokenizerClass == "" || ep.ContextLength != 512 || !slices.Equal(ep.APIs, []registry.API{registry.APIChat, registry.APICompletions}) {
 		t.Errorf("the endpoint says %+v", ep)
 	}
+	checkLoaded(t, ep, filepath.Join(s.Artifact.Path, "model.safetensors"), "float32", 4)
 	if !slices.ContainsFunc(reports, func(p registry.Progress) bool {
 		return p.Stage == registry.StageWeights && p.Unit == registry.UnitTensors && p.Done == p.Total && p.Total > 10
 	}) {

@@ -217,9 +217,18 @@ func describe(report []byte, ep *registry.Endpoint) httpengine.API {
 		APIs           []registry.API `json:"apis"`
 		Mask           string         `json:"mask"` // a gap, as its tokenizer writes it
 		ContextLength  int            `json:"context_length"`
+		Device         string         `json:"device"`
+		Devices        []string       `json:"devices"` // all of them, where weights lie on several
+		DType          string         `json:"dtype"`
+		Parameters     int64          `json:"parameters"`
+		Bytes          int64          `json:"weight_bytes"`
 	}
 	_ = json.Unmarshal(report, &r) // what is missing stays empty
 	ep.ModelClass, ep.TokenizerClass, ep.ContextLength = r.ModelClass, r.TokenizerClass, r.ContextLength
+	ep.Device, ep.DType, ep.Parameters, ep.Bytes = r.Device, r.DType, r.Parameters, r.Bytes
+	if len(r.Devices) > 1 {
+		ep.Device = strings.Join(r.Devices, ",")
+	}
 	if r.APIs != nil {
 		ep.APIs = r.APIs
 	}

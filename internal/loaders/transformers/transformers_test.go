@@ -73,3 +73,17 @@ func FuzzLines(f *testing.F) {
 		isReady(line)
 	})
 }
+
+// TestDescribe takes over what a worker tells of a model that lies on several devices.
+func TestDescribe(t *testing.T) {
+	var ep registry.Endpoint
+	describe([]byte(`{"model_class": "M", "tokenizer_class": "T", "apis": ["completions"], "context_length": 512, "device": "cuda:0",
+		"devices": ["cpu", "cuda:0"], "dtype": "nf4", "parameters": 8030261248, "weight_bytes": 5701901296}`), &ep)
+	if ep.Device != "cpu,cuda:0" || ep.DType != "nf4" || ep.Parameters != 8030261248 || ep.Bytes != 5701901296 {
+		t.Errorf("%+v", ep)
+	}
+	describe([]byte(`{"model_class": "InferenceSession", "device": "cpu"}`), &ep)
+	if ep.Device != "cpu" || ep.DType != "" || ep.Parameters != 0 || ep.Bytes != 0 {
+		t.Errorf("an engine that tells no more than the device: %+v", ep)
+	}
+}

@@ -4,6 +4,7 @@ Nothing here reaches a network: the manager has brought the files, and HF_HUB_OF
 only with trust_remote_code; pickles are read with weights_only, which refuses everything but tensors.
 """
 
+import collections
 import contextlib
 import importlib
 import importlib.util
@@ -159,7 +160,7 @@ class Loaded:
             "device": str(self.input_device),
             "devices": sorted({str(p.device) for p in self.model.parameters()}),
             "attention": getattr(self.model.config, "_attn_implementation", None) or "",
-            "dtype": str(self.model.dtype).replace("torch.", ""),
+            "dtype": dtype_name(self.model),
             "parameters": parameters,
             "weight_bytes": int(self.model.get_memory_footprint()),
             "context_length": self.context_length,
@@ -185,6 +186,14 @@ def true_count(p):
     state = getattr(p, "quant_state", None)
     shape = getattr(state, "shape", None)
     return int(torch.Size(shape).numel()) if shape is not None else p.numel()
+
+
+def dtype_name(model):
+    """What most of the weights are: float32, bfloat16, int8. bitsandbytes keeps 4 bits as bytes and says beside them what they are: nf4."""
+    held = collections.Counter()
+    for p in model.parameters():
+        held[getattr(getattr(p, "quant_state", None), "quant_type", None) or str(p.dtype).replace("torch.", "")] += true_count(p)
+    return held.most_common(1)[0][0] if held else ""
 
 
 def load(settings, control):

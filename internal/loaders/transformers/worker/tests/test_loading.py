@@ -95,5 +95,18 @@ class WeightsTest(unittest.TestCase):
             self.assertIn(says, f.message)
 
 
+class ReportTest(unittest.TestCase):
+    def test_the_dtype_is_that_of_most_weights(self):
+        import torch
+        from llmm_worker.loading import dtype_name
+        tensors = [torch.zeros(4, dtype=torch.bfloat16), torch.zeros(8, dtype=torch.uint8), torch.zeros(5, dtype=torch.float32)]
+        model = SimpleNamespace(parameters=lambda: iter(tensors))
+        self.assertEqual(dtype_name(model), "uint8")
+        # As bitsandbytes keeps 16 of 4 bits.
+        tensors[1].quant_state = SimpleNamespace(quant_type="nf4", shape=(4, 4))
+        self.assertEqual(dtype_name(model), "nf4")
+        self.assertEqual(dtype_name(SimpleNamespace(parameters=lambda: iter(()))), "")
+
+
 if __name__ == "__main__":
     unittest.main()
