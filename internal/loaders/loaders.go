@@ -118,6 +118,13 @@ type Observer interface {
 	Observe() registry.ServiceHealth
 }
 
+// Meter is an instance whose engine may tell what it is doing.
+type Meter interface {
+	// Activity asks the engine. CodeUnsupported if it never tells; CodeUnavailable if it does not answer, or not so that it
+	// can be read.
+	Activity(ctx context.Context) (registry.Activity, error)
+}
+
 // Sleeper is an instance that can keep its weights in host memory.
 type Sleeper interface {
 	Sleep(ctx context.Context) error

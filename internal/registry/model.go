@@ -140,6 +140,7 @@ type Runtime struct {
 	Memory        Memory        `json:"memory"`
 	Attempts      int           `json:"attempts,omitempty"` // restarts after crashes since it was last ready for long
 	Unwell        string        `json:"unwell,omitempty"`   // what is wrong with an instance that runs, in words; not stored
+	Activity      *Activity     `json:"activity,omitempty"` // what its engine said last of its work; not stored
 	ReadyAt       time.Time     `json:"ready_at,omitzero"`
 	LastUsedAt    time.Time     `json:"last_used_at,omitzero"`
 	ChangedAt     time.Time     `json:"changed_at,omitzero"`

@@ -74,6 +74,9 @@ type Config struct {
 	// and returns the request for Warmup. It is asked again by Recover.
 	ReportPath string
 	Describe   func(report []byte, ep *registry.Endpoint) API
+	// Activity, if not nil, reads what ActivityPath answers: what the engine is doing.
+	ActivityPath string
+	Activity     func(answer []byte) (registry.Activity, error)
 	// Tidy, if not nil, is called with the instance's folder when nothing of the engine runs any more, before Done is
 	// closed: what the engine wrote there goes.
 	Tidy func(dir string)

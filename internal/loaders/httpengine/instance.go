@@ -154,7 +154,7 @@ func (in *Instance) ask(ctx context.Context, method, path string, body []byte) (
 		return 0, nil, err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	switch {
 	case resp.StatusCode != http.StatusOK:
 		return resp.StatusCode, nil, fmt.Errorf("status %d: %s", resp.StatusCode, process.Scrub(string(bytes.TrimSpace(text[:min(len(text), 400)]))))

@@ -130,7 +130,8 @@ func argv(b build, spec loaders.LoadSpec, v params.Values, file string, context,
 		opt("--no-webui")
 	}
 	opt("--no-slots") // it shows everybody's prompts
-	opt("--offline")  // an engine fetches nothing
+	opt("--metrics")
+	opt("--offline") // an engine fetches nothing
 	return a
 }
 

@@ -125,6 +125,7 @@ func (l *Loader) Recover(ctx context.Context, h registry.Handle) (loaders.Instan
 
 func (l *Loader) config() httpengine.Config {
 	return httpengine.Config{Loader: Name, Title: "llama.cpp", TagPrefix: l.o.TagPrefix, Goodbye: goodbye, Logger: l.o.Logger, Diagnose: diagnose,
+		ActivityPath: "/metrics", Activity: activity,
 		WarmupHint: "If the model embeds text and does not chat, set embeddings: true in custom_loader_params."}
 }
 

@@ -144,6 +144,7 @@ func (l *Loader) Recover(ctx context.Context, h registry.Handle) (loaders.Instan
 
 func (l *Loader) config() httpengine.Config {
 	return httpengine.Config{Loader: Name, Title: title, TagPrefix: l.o.TagPrefix, Logger: l.o.Logger, Parse: parse, Diagnose: diagnose, Tidy: tidy,
+		ActivityPath: "/metrics", Activity: activity,
 		WarmupHint: "If the model embeds text and does not chat, set embeddings: true in custom_loader_params."}
 }
 
