@@ -141,7 +141,7 @@ func (l *Loader) Recover(ctx context.Context, h registry.Handle) (loaders.Instan
 
 func (l *Loader) config() httpengine.Config {
 	return httpengine.Config{Loader: Name, Title: "Transformers", TagPrefix: l.o.TagPrefix, Logger: l.o.Logger, Parse: parse, Ready: isReady,
-		Diagnose: diagnose, ReportPath: "/stats", Describe: describe, Tidy: tidy}
+		Diagnose: diagnose, ReportPath: "/stats", Describe: describe, ActivityPath: "/stats", Activity: activity, Tidy: tidy}
 }
 
 // home is the folder that the worker's libraries get as theirs, in the instance's own: code that a model brings is copied
