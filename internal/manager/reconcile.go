@@ -120,6 +120,7 @@ func (m *Manager) reattach(ctx context.Context, rt registry.Runtime) bool {
 			}
 		}
 	}
+	was := rt.State
 	if to, err := registry.Next(rt.State, registry.TriggerLost); err == nil {
 		rt.State = to
 	}
@@ -133,7 +134,14 @@ func (m *Manager) reattach(ctx context.Context, rt registry.Runtime) bool {
 	if err := m.store.PutRuntime(ctx, rt); err != nil {
 		m.log.Error("A model's state could not be stored", "model", rt.ModelID, "err", err)
 	}
-	m.log.Info("The engine no longer runs; the model is marked as not loaded", "model", rt.ModelID)
+	switch {
+	case was == registry.RuntimeStopped || was == registry.RuntimeFailed:
+		m.log.Info("The model was unloaded when the server stopped", "model", rt.ModelID)
+	case !was.HoldsMemory():
+		m.log.Info("The model was waiting for its engine when the server stopped; it is marked as not loaded", "model", rt.ModelID)
+	default:
+		m.log.Info("The engine no longer runs; the model is marked as not loaded", "model", rt.ModelID)
+	}
 	return false
 }
 

@@ -251,6 +251,7 @@ func (r *rig) ask(id string) (int, error) {
 type watcher struct {
 	mu    sync.Mutex
 	bad   []string
+	said  []string // messages and what is said with them
 	moves []stateMove
 }
 
@@ -272,6 +273,7 @@ func (w *watcher) Handle(_ context.Context, rec slog.Record) error {
 	defer w.mu.Unlock()
 	attrs := map[string]any{}
 	rec.Attrs(func(a slog.Attr) bool { attrs[a.Key] = a.Value.Any(); return true })
+	w.said = append(w.said, fmt.Sprint(rec.Message, attrs))
 	if rec.Message == "Model changed state" {
 		w.moves = append(w.moves, stateMove{fmt.Sprint(attrs["model"]), attrs["trigger"].(registry.Trigger), attrs["state"].(registry.RuntimeState)})
 	}
@@ -281,6 +283,19 @@ func (w *watcher) Handle(_ context.Context, rec slog.Record) error {
 		}
 	}
 	return nil
+}
+
+// messages returns what was logged and has text in it.
+func (w *watcher) messages(text string) []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []string
+	for _, m := range w.said {
+		if strings.Contains(m, text) {
+			out = append(out, m)
+		}
+	}
+	return out
 }
 
 func (w *watcher) all() []stateMove {

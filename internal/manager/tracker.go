@@ -119,11 +119,13 @@ func (t *tracker) report(p registry.Progress) {
 		t.move, s.Stalled = now, false
 	}
 	t.wait = p.Stage == registry.StageQueue
+	begins := s.Done == 0 && p.Done > 0
 	s.Done, s.Total, s.Unit = max(s.Done, p.Done), p.Total, p.Unit
 	if p.Msg != "" {
 		s.Msg = p.Msg
 	}
-	if p.Stage == registry.StageFetch && now.Sub(s.StartedAt) < alreadyThere {
+	// What came before the first of it, an import or a connection, is no measure of the rest.
+	if begins || p.Stage == registry.StageFetch && now.Sub(s.StartedAt) < alreadyThere {
 		t.from, t.at = s.Done, now
 	}
 	if el := now.Sub(t.at).Seconds(); el >= 0.2 && s.Done > t.from {
