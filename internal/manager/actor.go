@@ -434,7 +434,7 @@ func (a *actor) answered(gen int64, inst loaders.Instance, mem registry.Memory, 
 	now := a.m.now()
 	a.inst, a.load, a.as, a.vitals = inst, nil, j.opts, vitals{first: mem}
 	a.happened(registry.TriggerAnswer, func(rt *registry.Runtime) {
-		rt.Handle, rt.Endpoint, rt.Memory, rt.Unwell, rt.ReadyAt, rt.LastUsedAt = &h, &ep, mem, "", now, now
+		rt.Handle, rt.Endpoint, rt.Memory, rt.Unwell, rt.Activity, rt.ReadyAt, rt.LastUsedAt = &h, &ep, mem, "", nil, now, now
 	})
 	a.show()
 	j.track.finish(nil, outcome)
@@ -538,7 +538,7 @@ func (a *actor) crashed(gen int64, cause error) {
 	failure := failureOf(cause)
 	instance := a.rt.InstanceID
 	a.happened(registry.TriggerCrash, func(rt *registry.Runtime) {
-		rt.Attempts, rt.Failure, rt.Handle, rt.Endpoint, rt.Unwell = attempts, failure, nil, nil, ""
+		rt.Attempts, rt.Failure, rt.Handle, rt.Endpoint, rt.Unwell, rt.Activity = attempts, failure, nil, nil, "", nil
 	})
 	a.m.ledger.release(instance)
 	if attempts > a.m.MaxRestarts {
@@ -640,7 +640,7 @@ func (a *actor) gone(gen int64) {
 func (a *actor) settle() {
 	instance := a.rt.InstanceID
 	a.happened(registry.TriggerGone, func(rt *registry.Runtime) {
-		rt.Handle, rt.Endpoint, rt.Device, rt.Unwell = nil, nil, "", ""
+		rt.Handle, rt.Endpoint, rt.Device, rt.Unwell, rt.Activity = nil, nil, "", "", nil
 	})
 	a.m.ledger.release(instance)
 	if j := a.next; j != nil {

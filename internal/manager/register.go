@@ -227,6 +227,8 @@ type InstanceInfo struct {
 	CanSleep bool                    `json:"can_sleep"`
 	WhyAwake string                  `json:"why_awake,omitempty"` // why it cannot sleep
 	Unwell   string                  `json:"unwell,omitempty"`    // what is wrong with it although it runs, in words
+
+	Activity *registry.Activity `json:"activity,omitempty"` // what its engine said last of its work
 }
 
 // Instance returns the ready instance of a model. CodeBadState when it is not loaded.
@@ -247,7 +249,7 @@ func (m *Manager) Instance(ctx context.Context, id string) (InstanceInfo, error)
 	can, why := m.sleeps(v.rt, v.inst)
 	ep := *v.rt.Endpoint
 	return InstanceInfo{
-		Service: service, CanSleep: can, WhyAwake: why, Unwell: v.rt.Unwell,
+		Service: service, CanSleep: can, WhyAwake: why, Unwell: v.rt.Unwell, Activity: v.rt.Activity,
 		Config: rec.Redacted(), Engine: v.rt.Engine, EngineVersion: v.rt.EngineVersion, Device: v.rt.Device, Endpoint: ep,
 		ModelClass: ep.ModelClass, TokenizerClass: ep.TokenizerClass, DType: ep.DType, Parameters: ep.Parameters, Bytes: ep.Bytes, Memory: v.rt.Memory,
 		InstanceID: v.rt.InstanceID, ReadyAt: v.rt.ReadyAt.UTC().Format("2006-01-02T15:04:05.000Z"),

@@ -60,6 +60,7 @@ func (a *actor) look(v *view) {
 	m := a.m
 	ctx, cancel := context.WithTimeout(m.ctx, min(vitalsTimeout, max(m.HangAfter, time.Second)))
 	err := v.inst.Health(ctx)
+	busy := activityOf(ctx, v.inst, err)
 	cancel()
 	select {
 	case <-v.inst.Done(): // it has ended, which is told elsewhere
@@ -70,12 +71,25 @@ func (a *actor) look(v *view) {
 	}
 	plan := registry.Plan{Device: v.rt.Device, GPUs: gpusOf(v.rt.Device), Needs: registry.Footprint{Estimated: v.rt.Memory.PredictedGPU + v.rt.Memory.PredictedRAM}}
 	mem := m.measure(m.ctx, v.inst.Handle(), plan)
-	a.post(func() { a.seen(v.rt.Generation, err, mem) })
+	a.post(func() { a.seen(v.rt.Generation, err, mem, busy) })
+}
+
+// activityOf asks an engine that is well what it is doing. Nil if it does not tell.
+func activityOf(ctx context.Context, inst loaders.Instance, health error) *registry.Activity {
+	meter, ok := inst.(loaders.Meter)
+	if !ok || health != nil {
+		return nil
+	}
+	busy, err := meter.Activity(ctx)
+	if err != nil {
+		return nil // it answers requests, which is what matters
+	}
+	return &busy
 }
 
 // seen notes what a look has found: in words what is wrong with an instance that runs. One that has not answered for
 // HangAfter is ended as a crash is, and started again.
-func (a *actor) seen(gen int64, err error, mem registry.Memory) {
+func (a *actor) seen(gen int64, err error, mem registry.Memory, busy *registry.Activity) {
 	if a.rt.Generation != gen || a.rt.State != registry.RuntimeReady || a.inst == nil {
 		return
 	}
@@ -88,6 +102,11 @@ func (a *actor) seen(gen int64, err error, mem registry.Memory) {
 		v.first = mem
 	}
 	a.rt.Memory = mem // stored with the next change of state
+	if busy != nil {
+		since := busy.Since(a.rt.Activity)
+		busy = &since
+	}
+	a.rt.Activity = busy
 	now := a.m.now()
 	if err == nil {
 		v.silent = time.Time{}
