@@ -3,6 +3,7 @@ package llamacpp
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
@@ -103,6 +104,8 @@ func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(re
 			cfg.Warmup.Path = "/embeddings"
 		}
 	}
+	warmup := cfg.Warmup
+	cfg.Describe = func(report []byte, ep *registry.Endpoint) httpengine.API { describe(report, ep); return warmup }
 	cfg.Parse = newParser(spec.Artifact.Facts.WeightBytes).parse
 	cfg.Command = func(port int, key string) httpengine.Command {
 		return httpengine.Command{Argv: argv(b, spec, v, file, n, port), Env: environ(spec, key)}
@@ -125,8 +128,26 @@ func (l *Loader) Recover(ctx context.Context, h registry.Handle) (loaders.Instan
 
 func (l *Loader) config() httpengine.Config {
 	return httpengine.Config{Loader: Name, Title: "llama.cpp", TagPrefix: l.o.TagPrefix, Goodbye: goodbye, Logger: l.o.Logger, Diagnose: diagnose,
-		ActivityPath: "/metrics", Activity: activity,
+		ActivityPath: "/metrics", Activity: activity, ReportPath: "/v1/models", Describe: describe,
 		WarmupHint: "If the model embeds text and does not chat, set embeddings: true in custom_loader_params."}
+}
+
+// describe completes the endpoint from the server's list of models, of which there is one. Where it runs is not in it.
+func describe(report []byte, ep *registry.Endpoint) httpengine.API {
+	var r struct {
+		Data []struct {
+			Meta struct {
+				Parameters int64  `json:"n_params"`
+				Bytes      int64  `json:"size"`
+				DType      string `json:"ftype"`
+			} `json:"meta"`
+		} `json:"data"`
+	}
+	if json.Unmarshal(report, &r) == nil && len(r.Data) > 0 { // what is missing stays empty
+		m := r.Data[0].Meta
+		ep.DType, ep.Parameters, ep.Bytes = m.DType, m.Parameters, m.Bytes
+	}
+	return httpengine.API{}
 }
 
 // modelClass is what stands for the guide's type(model_object).

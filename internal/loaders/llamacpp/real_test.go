@@ -157,6 +157,13 @@ func TestEveryParameter(t *testing.T) {
 	if err := in.Health(t.Context()); err != nil {
 		t.Error(err)
 	}
+	ep := in.Endpoint()
+	if ep.Parameters <= 0 || ep.Bytes <= 0 || ep.Bytes > facts(gguf).WeightBytes || ep.DType == "" || ep.ModelClass != "llama.cpp:llama" {
+		t.Errorf("the server does not tell what it has loaded: %+v", ep)
+	}
+	if filepath.Base(gguf) == "SmolLM2-135M-Instruct.Q4_1.gguf" && (ep.Parameters != 134_515_008 || ep.Bytes != 96_576_768 || ep.DType != "Q4_1") {
+		t.Errorf("it says %d parameters as %s in %d bytes", ep.Parameters, ep.DType, ep.Bytes)
+	}
 }
 
 func tail(err error) []string {
