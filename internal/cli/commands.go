@@ -118,6 +118,9 @@ func (c *showCmd) Run(e *env) error {
 		for _, name := range []string{"artifact_state", "changed", "status", "unwell", "device", "loaded_engine", "loaded", "memory", "registration", "failure", "version", "updated_by", "updated_at"} {
 			row(name)
 		}
+		for _, line := range activityLines(all["activity"]) {
+			fmt.Fprintln(t, line)
+		}
 	})
 }
 
