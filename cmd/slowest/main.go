@@ -1,5 +1,6 @@
 // Command slowest reads what `go test -json` prints, shows what `go test` would have shown, and writes at the end which
-// packages and which tests took the longest:
+// packages and which tests took the longest, and then the beginning of what each test said that failed, with the seed if
+// it draws at random: the last lines of a log are those that are seen.
 //
 //	go test -json ./... | go run ./cmd/slowest -n 10 -o slowest.txt
 //
@@ -17,6 +18,9 @@ import (
 	"slices"
 	"strings"
 )
+
+// module is what the names of our packages begin with; it says nothing.
+const module = "github.com/industriverse/llmmodelmanager/"
 
 func main() {
 	n := flag.Int("n", 10, "how many packages and tests are listed")
@@ -49,11 +53,12 @@ func run(in io.Reader, show io.Writer, n int, file string) error {
 
 // event is one line of go test -json: go doc test2json.
 type event struct {
-	Action  string
-	Package string
-	Test    string
-	Output  string
-	Elapsed float64 // seconds
+	Action     string
+	Package    string
+	ImportPath string // of a package that is built
+	Test       string
+	Output     string
+	Elapsed    float64 // seconds
 }
 
 // took is how long one package or test took.
@@ -64,7 +69,21 @@ type took struct {
 
 type summary struct {
 	packages, tests []took
+	failures        []failure
+	whole           map[string][]string // what a package said that no test of it did: a panic, a time-out
 }
+
+// failure is a test that failed, or a package of which none did.
+type failure struct {
+	name  string
+	lines []string
+}
+
+// Of what failed the list has the first of it and of its lines; the whole is shown where it happened.
+const (
+	mostFailures = 10
+	mostLines    = 12
+)
 
 // read shows what go test would show without -v: what packages say, and what tests that fail say.
 func (s *summary) read(in io.Reader, show io.Writer) error {
@@ -98,6 +117,7 @@ func (s *summary) take(e event, said map[string][]string, show io.Writer) (err e
 		case e.Test != "":
 			said[id] = append(said[id], e.Output)
 		case e.Output != "PASS\n" && !strings.HasPrefix(e.Output, "coverage:"):
+			s.note(e)
 			_, err = io.WriteString(show, e.Output)
 		}
 		return err
@@ -107,15 +127,68 @@ func (s *summary) take(e event, said map[string][]string, show io.Writer) (err e
 		if e.Elapsed > 0 {
 			s.packages = append(s.packages, took{e.Package, e.Elapsed})
 		}
+		if e.Action == "fail" && !slices.ContainsFunc(s.failures, func(f failure) bool { return strings.HasPrefix(f.name, e.Package+".") }) {
+			s.failures = append(s.failures, failure{e.Package, s.whole[e.Package]})
+		}
+		delete(s.whole, e.Package)
 	default:
 		if e.Action == "fail" {
 			_, err = io.WriteString(show, strings.Join(said[id], ""))
+			s.failed(id, said[id])
 		}
 		delete(said, id)
 		if !strings.Contains(e.Test, "/") { // its parts are in it
 			s.tests = append(s.tests, took{e.Package + "." + e.Test, e.Elapsed})
 		}
 	}
+	return err
+}
+
+// note keeps what a package says itself, for the case that it fails and none of its tests does.
+func (s *summary) note(e event) {
+	name := cmp.Or(e.Package, e.ImportPath)
+	if s.whole == nil {
+		s.whole = map[string][]string{}
+	}
+	s.whole[name] = append(s.whole[name], e.Output)
+}
+
+// failed keeps what a test said that failed; a test that only failed in its parts says nothing of its own.
+func (s *summary) failed(id string, said []string) {
+	own := slices.DeleteFunc(slices.Clone(said), func(line string) bool {
+		line = strings.TrimLeft(line, " ")
+		return strings.HasPrefix(line, "=== ") || strings.HasPrefix(line, "--- FAIL")
+	})
+	inParts := slices.ContainsFunc(s.failures, func(f failure) bool { return strings.HasPrefix(f.name, id+"/") })
+	if len(own) > 0 || !inParts {
+		s.failures = append(s.failures, failure{id, own})
+	}
+}
+
+// short is the beginning of what was said, and the line with the seed wherever it stands.
+func (f failure) short() []string {
+	var out []string
+	for i, line := range f.lines {
+		line = strings.TrimRight(line, "\n")
+		if i < mostLines || strings.Contains(line, "rapid.seed") {
+			out = append(out, line[:min(len(line), 300)])
+		}
+	}
+	return out
+}
+
+func (s *summary) writeFailures(w io.Writer) error {
+	if len(s.failures) == 0 {
+		return nil
+	}
+	lines := []string{"What failed:"}
+	for _, f := range s.failures[:min(mostFailures, len(s.failures))] {
+		lines = append(append(lines, "  "+strings.TrimPrefix(f.name, module)), f.short()...)
+	}
+	if more := len(s.failures) - mostFailures; more > 0 {
+		lines = append(lines, fmt.Sprintf("  and %d more", more))
+	}
+	_, err := io.WriteString(w, strings.Join(lines, "\n")+"\n")
 	return err
 }
 
@@ -129,11 +202,10 @@ func (s *summary) write(w io.Writer, n int) error {
 			return err
 		}
 		for _, t := range list.all[:min(n, len(list.all))] {
-			// The module's own path says nothing.
-			if _, err := fmt.Fprintf(w, "%8.1f  %s\n", t.seconds, strings.TrimPrefix(t.name, "github.com/industriverse/llmmodelmanager/")); err != nil {
+			if _, err := fmt.Fprintf(w, "%8.1f  %s\n", t.seconds, strings.TrimPrefix(t.name, module)); err != nil {
 				return err
 			}
 		}
 	}
-	return nil
+	return s.writeFailures(w)
 }

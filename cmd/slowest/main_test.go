@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -33,6 +34,7 @@ func TestRun(t *testing.T) {
 		`{"Action":"pass","Package":"m/c","Elapsed":0}`,
 		`{"Action":"build-output","ImportPath":"m/d","Output":"d.go:1:1: undefined: x\n"}`,
 		`{"Action":"build-fail","ImportPath":"m/d"}`,
+		`{"Action":"fail","Package":"m/d","Elapsed":0,"FailedBuild":"m/d"}`,
 	}, "\n")
 	list := filepath.Join(t.TempDir(), "list")
 	var shown strings.Builder
@@ -48,8 +50,39 @@ func TestRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want = "The slowest packages, in seconds:\n     4.6  m/a\n     1.1  m/b\nThe slowest tests, in seconds:\n     4.0  m/a.TestSlow\n     1.0  m/b.TestBad\n"
+	want = "The slowest packages, in seconds:\n     4.6  m/a\n     1.1  m/b\nThe slowest tests, in seconds:\n     4.0  m/a.TestSlow\n     1.0  m/b.TestBad\n" +
+		"What failed:\n  m/b.TestBad/part\n    b_test.go:7: got 1, want 2\n  m/d\nd.go:1:1: undefined: x\n"
 	if diff := cmp.Diff(want, string(written)); diff != "" {
 		t.Errorf("the list (-want +got):\n%s", diff)
+	}
+}
+
+// TestFailuresComeLast looks for the seed of a property that failed after much else was said, and for a package that
+// ended without any test's verdict.
+func TestFailuresComeLast(t *testing.T) {
+	var in strings.Builder
+	say := func(pkg, test, line string) {
+		if err := json.NewEncoder(&in).Encode(event{Action: "output", Package: pkg, Test: test, Output: line + "\n"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	say("m/a", "TestProperty", "=== RUN   TestProperty")
+	for range 3 * mostLines {
+		say("m/a", "TestProperty", "    draw")
+	}
+	say("m/a", "TestProperty", `        To reproduce, specify -run="TestProperty" -rapid.seed=17`)
+	say("m/a", "TestProperty", "--- FAIL: TestProperty (0.10s)")
+	in.WriteString(`{"Action":"fail","Package":"m/a","Test":"TestProperty","Elapsed":0.1}` + "\n" + `{"Action":"fail","Package":"m/a","Elapsed":0.2}` + "\n")
+	say("m/b", "", "panic: test timed out after 20m0s")
+	in.WriteString(`{"Action":"fail","Package":"m/b","Elapsed":0.1}` + "\n")
+	var shown strings.Builder
+	if err := run(strings.NewReader(in.String()), &shown, 1, ""); err != nil {
+		t.Fatal(err)
+	}
+	_, last, _ := strings.Cut(shown.String(), "What failed:\n")
+	want := "  m/a.TestProperty\n" + strings.Repeat("    draw\n", mostLines) + "        To reproduce, specify -run=\"TestProperty\" -rapid.seed=17\n" +
+		"  m/b\npanic: test timed out after 20m0s\n"
+	if diff := cmp.Diff(want, last); diff != "" {
+		t.Errorf("the last lines (-want +got):\n%s", diff)
 	}
 }
