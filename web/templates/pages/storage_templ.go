@@ -615,7 +615,7 @@ func Secrets(v view.Secrets) templ.Component {
 					return templ_7745c5c3_Err
 				}
 			} else {
-				templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 40, "<table class=\"rows\"><caption class=\"vh\">Stored secrets</caption> <thead><tr><th scope=\"col\">Name</th><th scope=\"col\">Whose</th><th scope=\"col\">Used by</th><th scope=\"col\"><span class=\"vh\">Action</span></th></tr></thead> <tbody>")
+				templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 40, "<table class=\"rows secrets\"><caption class=\"vh\">Stored secrets</caption> <thead><tr><th scope=\"col\">Name</th><th scope=\"col\">Whose</th><th scope=\"col\">Used by</th><th scope=\"col\"><span class=\"vh\">Action</span></th></tr></thead> <tbody>")
 				if templ_7745c5c3_Err != nil {
 					return templ_7745c5c3_Err
 				}
