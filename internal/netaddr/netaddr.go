@@ -1,5 +1,5 @@
-// Package netaddr tells addresses of the open internet from those of this machine and of networks inside. All that follow
-// what a stranger names ask it: a rule that exists once cannot be weaker in one of two places.
+// Package netaddr holds what this program must know of addresses, each rule once. Public tells those of the open internet from
+// those of this machine and of networks inside, for all that follow what a stranger names. Base is where an engine answers.
 package netaddr
 
 import "net/netip"
