@@ -81,6 +81,32 @@ type apiModel struct {
 	ArtifactState registry.ArtifactState  `json:"artifact_state"`
 	Changed       string                  `json:"changed,omitempty"`  // what is different on disk, in words
 	Artifact      *registry.ModelArtifact `json:"artifact,omitempty"` // not in lists
+	Loaded        *loadedModel            `json:"loaded,omitempty"`   // not in lists
+
+	Activity *registry.Activity `json:"activity,omitempty"` // while it is ready; not in lists
+}
+
+// loadedModel is what an engine says that it has loaded; see registry.Endpoint.
+type loadedModel struct {
+	ModelClass     string `json:"model_class,omitempty"`
+	TokenizerClass string `json:"tokenizer_class,omitempty"`
+	Device         string `json:"device,omitempty"`
+	DType          string `json:"dtype,omitempty"`
+	Parameters     int64  `json:"parameters,omitempty"`
+	Bytes          int64  `json:"bytes,omitempty"`
+}
+
+// loadedOf is what the engine of a model says that it has loaded, nil when it is not loaded or its engine tells nothing.
+func loadedOf(rt registry.Runtime) *loadedModel {
+	if rt.Endpoint == nil || !rt.State.HoldsMemory() {
+		return nil
+	}
+	e := rt.Endpoint
+	l := loadedModel{ModelClass: e.ModelClass, TokenizerClass: e.TokenizerClass, Device: e.Device, DType: e.DType, Parameters: e.Parameters, Bytes: e.Bytes}
+	if l == (loadedModel{}) {
+		return nil
+	}
+	return &l
 }
 
 // apiModelOf shows a model to the caller: without secrets, and without log lines for who may not read logs.
@@ -370,7 +396,12 @@ func (s *Server) getModel(c echo.Context) error {
 	}
 	tag := etag(got.Record)
 	c.Response().Header().Set("ETag", tag)
-	return c.JSON(http.StatusOK, s.apiModelOf(c, got))
+	m := s.apiModelOf(c, got)
+	m.Loaded = loadedOf(got.Runtime)
+	if got.Runtime.State == registry.RuntimeReady {
+		m.Activity = got.Runtime.Activity
+	}
+	return c.JSON(http.StatusOK, m)
 }
 
 func (s *Server) deleteModel(c echo.Context) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -86,13 +87,24 @@ func TestGuide(t *testing.T) {
 	w.member.json("POST", path+"/load?wait=60s", "").is(http.StatusOK)
 	w.member.json("POST", path+"/load", `{"force_reload":true}`).is(http.StatusAccepted)
 	inst := w.member.json("POST", path+"/instance?wait=60s", "").is(http.StatusOK)
-	if inst.field("engine") != "fake" || inst.field("model_class") == "" || inst.field("device") != "cpu" {
-		t.Errorf("instance: %s", inst.Body)
+	for name, want := range map[string]any{"engine": "fake", "model_class": "FakeModel", "tokenizer_class": "FakeTokenizer", "device": "cpu", "dtype": "float32", "parameters": 1048576.0, "bytes": 4194304.0} {
+		if have := inst.field(name); have != want {
+			t.Errorf("the instance's %s is %v, want %v", name, have, want)
+		}
 	}
+	told := map[string]any{"model_class": "FakeModel", "tokenizer_class": "FakeTokenizer", "device": "cpu", "dtype": "float32", "parameters": 1048576.0, "bytes": 4194304.0}
+	if have := w.viewer.get(path).is(http.StatusOK).field("loaded"); !reflect.DeepEqual(have, any(told)) {
+		t.Errorf("the model says that %v is loaded, want %v", have, told)
+	}
+	w.member.get("/api/v1/models?q=llama-2").is(http.StatusOK).lacks(`"loaded":`)
+	w.viewer.get("/models/"+url.PathEscape(id)).is(http.StatusOK).has("1 M parameters, float32, 4 MiB, on cpu")
 	w.member.json("DELETE", path, "").is(http.StatusForbidden) // members may not
 	w.admin.json("DELETE", path, "").is(http.StatusConflict)   // it is loaded
 	if w.member.json("POST", path+"/unload", "").is(http.StatusOK).field("unloaded") != any(true) {
 		t.Error("unload of a loaded model should be true")
+	}
+	if have := w.member.get(path).is(http.StatusOK).field("loaded"); have != nil {
+		t.Errorf("nothing is loaded any more, and the model says %v", have)
 	}
 	if w.member.json("POST", path+"/unload", "").is(http.StatusOK).field("unloaded") != any(false) {
 		t.Error("unload of a model that is not loaded should be false")

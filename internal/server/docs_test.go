@@ -238,7 +238,7 @@ func TestSchemasAreTheTypes(t *testing.T) {
 	d := testDocument(t)
 	schemas := d.at(d.at(d.root, "components"), "schemas")
 	for name, v := range map[string]any{
-		"ModelInfo": apiModel{}, "LoadRequest": loadBody{}, "Instance": manager.InstanceInfo{}, "Endpoint": registry.Endpoint{}, "Memory": registry.Memory{},
+		"ModelInfo": apiModel{}, "LoadRequest": loadBody{}, "Instance": manager.InstanceInfo{}, "LoadedModel": loadedModel{}, "Endpoint": registry.Endpoint{}, "Memory": registry.Memory{},
 		"Plan": registry.Plan{}, "Footprint": registry.Footprint{}, "Facts": registry.Facts{}, "Operation": registry.Operation{}, "Stage": registry.Stage{},
 		"Released": registry.Released{}, "Event": registry.Event{}, "Resources": registry.Resources{}, "GPU": registry.GPU{}, "Host": registry.Host{},
 		"Reservation": registry.Reservation{}, "EngineStatus": registry.EngineStatus{}, "EngineVerdict": registry.EngineVerdict{}, "EngineDetail": apiEngine{}, "ImportResult": manager.ImportResult{}, "ManifestStatus": registry.ManifestStatus{},

@@ -167,7 +167,8 @@ func models() []Story {
 	ready := runtime(qwen, registry.RuntimeReady, "cuda:0", gb(16.8), 0)
 	ready.Memory.PredictedGPU, ready.Engine, ready.EngineVersion = gb(16.6), "vllm", "0.24.0"
 	ready.ReadyAt, ready.LastUsedAt = before(20*time.Minute), before(2*time.Second)
-	ready.Endpoint = &registry.Endpoint{APIs: []registry.API{registry.APIChat, registry.APICompletions}, ContextLength: 8192, ModelClass: "Qwen3ForCausalLM", TokenizerClass: "Qwen2TokenizerFast"}
+	ready.Endpoint = &registry.Endpoint{APIs: []registry.API{registry.APIChat, registry.APICompletions}, ContextLength: 8192, ModelClass: "Qwen3ForCausalLM", TokenizerClass: "Qwen2TokenizerFast",
+		DType: "bfloat16", Parameters: 8_190_735_360, Bytes: gb(16.4)}
 	rp := modelPage(qwen, ready)
 	rp.Facts, rp.Requests, rp.History, rp.Log = qwenFacts(), 3, past()[:1], engineLog()
 	rp.Files.Known = present(qwen)
@@ -182,7 +183,8 @@ func models() []Story {
 	// No model does all of this; a masked one fills gaps and embeds, a base model continues texts.
 	able := runtime(bert, registry.RuntimeReady, "cpu", 0, 536*mib)
 	able.Engine, able.EngineVersion = "transformers", "5.23"
-	able.Endpoint = &registry.Endpoint{APIs: []registry.API{registry.APICompletions, registry.APIEmbeddings, registry.APIFillMask, registry.APIClassify}, ContextLength: 512, ModelClass: "BertForMaskedLM", TokenizerClass: "BertTokenizer"}
+	able.Endpoint = &registry.Endpoint{APIs: []registry.API{registry.APICompletions, registry.APIEmbeddings, registry.APIFillMask, registry.APIClassify}, ContextLength: 512, ModelClass: "BertForMaskedLM", TokenizerClass: "BertTokenizer",
+		Device: "cpu", DType: "float32", Parameters: 109_514_298, Bytes: 438_057_192}
 	add("model-encoder", modelPage(bert, able))
 
 	evict := modelPage(record("mixtral-8x7b", registry.SourceHuggingFace, "mistralai/Mixtral-8x7B-Instruct-v0.1", registry.FormatSafetensors, "research", nil), registry.Runtime{})

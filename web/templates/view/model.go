@@ -409,3 +409,22 @@ func LogTitle(f registry.Failure) string {
 	}
 	return s
 }
+
+// InMemory is what an engine says of the weights that it holds: "135 M parameters, Q4_1, 92 MiB, on cpu". "" when it says
+// nothing.
+func InMemory(e registry.Endpoint) string {
+	var parts []string
+	if e.Parameters > 0 {
+		parts = append(parts, Big(e.Parameters)+" parameters")
+	}
+	if e.DType != "" {
+		parts = append(parts, e.DType)
+	}
+	if e.Bytes > 0 {
+		parts = append(parts, Bytes(e.Bytes))
+	}
+	if e.Device != "" {
+		parts = append(parts, "on "+e.Device)
+	}
+	return strings.Join(parts, ", ")
+}
