@@ -115,8 +115,11 @@ func (c *showCmd) Run(e *env) error {
 		for _, line := range artifactLines(all["artifact"]) {
 			fmt.Fprintln(t, line)
 		}
-		for _, name := range []string{"artifact_state", "changed", "status", "unwell", "device", "loaded_engine", "loaded", "memory", "registration", "failure", "version", "updated_by", "updated_at"} {
+		for _, name := range []string{"artifact_state", "changed", "status", "unwell", "device", "loaded_engine", "memory", "registration", "failure", "version", "updated_by", "updated_at"} {
 			row(name)
+		}
+		for _, line := range loadedLines(all["loaded"]) {
+			fmt.Fprintln(t, line)
 		}
 		for _, line := range activityLines(all["activity"]) {
 			fmt.Fprintln(t, line)
