@@ -502,6 +502,8 @@ func failureOf(err error) *registry.Failure {
 		f.Kind = registry.FailureEngineMissing
 	case registry.CodeInvalid:
 		f.Kind = registry.FailureParameter
+	case registry.CodeInsufficientResources: // of a source: memory is planned before anything is started
+		f.Kind = registry.FailureDiskFull
 	default:
 	}
 	return f
