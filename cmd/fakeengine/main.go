@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -31,7 +32,7 @@ const (
 )
 
 type options struct {
-	host, model, alias, fault           string
+	host, socket, model, alias, fault   string
 	port, steps, atStep, memoryMB       int
 	stepMS, answerMS                    int
 	manual, ignoreTerm, grandchild, emb bool
@@ -41,6 +42,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.host, "host", "127.0.0.1", "address to listen on")
 	flag.IntVar(&o.port, "port", 8080, "port to listen on")
+	flag.StringVar(&o.socket, "socket", "", "path of a socket to listen on in place of the port")
 	flag.StringVar(&o.model, "model", "", "the weights; only their presence matters")
 	flag.StringVar(&o.alias, "alias", "fake", "the model's name in answers")
 	flag.StringVar(&o.fault, "fault", faultNone, "how to fail")
@@ -66,9 +68,9 @@ func run(o options) int {
 	if o.ignoreTerm {
 		signal.Ignore(syscall.SIGTERM, syscall.SIGINT)
 	}
-	l, err := net.Listen("tcp", fmt.Sprintf("%s:%d", o.host, o.port)) //nolint:noctx // it does not wait
+	l, err := o.listen()
 	if err != nil {
-		fmt.Printf("fakeengine: couldn't bind port %d: %v\n", o.port, err)
+		fmt.Printf("fakeengine: couldn't bind: %v\n", err)
 		return 1
 	}
 	if o.grandchild {
@@ -96,6 +98,23 @@ func run(o options) int {
 	fmt.Println("fakeengine: asked to end")
 	_ = hs.Close()
 	return 0
+}
+
+// listen opens the port or the socket. The latter from its folder: its whole path may be too long for the kernel.
+func (o options) listen() (net.Listener, error) {
+	if o.socket == "" {
+		return net.Listen("tcp", fmt.Sprintf("%s:%d", o.host, o.port)) //nolint:noctx // it does not wait
+	}
+	if err := os.Chdir(filepath.Dir(o.socket)); err != nil {
+		return nil, err
+	}
+	syscall.Umask(0o177) // it writes no other file
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Base(o.socket), Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false) // that is the manager's to do, as with every engine
+	return l, nil
 }
 
 // load takes the steps. A code other than 0 is the exit code of a load that failed.

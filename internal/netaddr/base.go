@@ -52,6 +52,11 @@ func SocketBase(path string) (Base, error) {
 	return Base{url.URL{Scheme: scheme, Path: path}}, nil
 }
 
+// PortBase is the address of a port of 127.0.0.1.
+func PortBase(port int) Base {
+	return Base{url.URL{Scheme: "http", Host: fmt.Sprintf("127.0.0.1:%d", port)}}
+}
+
 // String is the base URL.
 func (b Base) String() string { return b.url.String() }
 
@@ -63,17 +68,23 @@ func (b Base) Socket() string {
 	return b.url.Path
 }
 
-// At returns the URL of what is at path, which begins with a slash, for a request that Transport carries. That of a socket
-// has a scheme which any other transport refuses, so that no request goes astray.
+// At returns the URL of path, which begins with a slash and may have a query, for a request that Transport carries. That of a
+// socket has a scheme which any other transport refuses, so that no request goes astray.
 func (b Base) At(path string) *url.URL {
-	if b.Socket() != "" {
-		return &url.URL{Scheme: scheme, Host: "engine", Path: path}
-	}
 	u := b.url
-	if u.RawPath != "" {
-		u.RawPath += path
+	if b.Socket() != "" {
+		u = url.URL{Scheme: scheme, Host: "engine"}
 	}
-	u.Path += path
+	escaped, query, _ := strings.Cut(path, "?")
+	plain, err := url.PathUnescape(escaped)
+	if err != nil {
+		plain = escaped
+	}
+	u.RawPath = u.EscapedPath() + escaped
+	u.Path += plain
+	if query != "" {
+		u.RawQuery = query
+	}
 	return &u
 }
 

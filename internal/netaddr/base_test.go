@@ -33,6 +33,11 @@ func TestParseBase(t *testing.T) {
 			t.Errorf("%s: %s, asks %s, socket %q", given, b, b.At("/v1/models"), b.Socket())
 		}
 	}
+	for path, want := range map[string]string{"/health": "/health", "/a%20b": "/a%20b", "/a%2Fb?x=%20&y": "/a%2Fb?x=%20&y", "//x": "//x", "/%zz": "/%25zz", "/ä b#?": "/%C3%A4%20b%23"} {
+		if got := PortBase(80).At(path).String(); got != "http://127.0.0.1:80"+want {
+			t.Errorf("%s is asked at %s", path, got)
+		}
+	}
 	for _, s := range []string{"", "::", "/run/x.sock", "http://", "http:host", "ftp://host", "unix:", "unix://", "unix:///", "unix://run/x.sock", "unix:x.sock",
 		"unix:///run/../x.sock", "unix:///run//x.sock", "unix:///run/", "unix:///x.sock?a", "unix:///x.sock?", "unix:///x.sock#a", "unix:///x.sock#", "unix:///x%00.sock",
 		"unix://me@/x.sock", "unix:///%zz"} {

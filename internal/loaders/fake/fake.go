@@ -17,6 +17,7 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/loaders/httpengine"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/params"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
+	"github.com/industriverse/llmmodelmanager/internal/netaddr"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
@@ -26,6 +27,7 @@ const Name = "fake"
 // Options say where the engine is and how its processes are tagged.
 type Options struct {
 	Path      string // the fakeengine binary
+	Socket    bool   // it listens at a socket instead of a port
 	TagPrefix string // the installation; see process.FindTagged
 	Logger    *slog.Logger
 }
@@ -98,8 +100,14 @@ func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(re
 		cfg.Endpoint.APIs = []registry.API{registry.APIEmbeddings}
 		cfg.Warmup = httpengine.API{Path: "/v1/embeddings", Body: map[string]any{"model": spec.Model.ModelID, "input": "Hi"}}
 	}
+	command := func(key string, at ...string) httpengine.Command {
+		return httpengine.Command{Argv: l.argv(spec, v, embeds, at...), Env: append(process.BaseEnv(), "FAKEENGINE_KEY="+key)}
+	}
 	cfg.Command = func(port int, key string) httpengine.Command {
-		return httpengine.Command{Argv: l.argv(spec, v, embeds, port), Env: append(process.BaseEnv(), "FAKEENGINE_KEY="+key)}
+		return command(key, "--host", "127.0.0.1", "--port", strconv.Itoa(port))
+	}
+	if l.o.Socket {
+		cfg.CommandOnSocket = func(path, key string) httpengine.Command { return command(key, "--socket", path) }
 	}
 	in, err := httpengine.Load(ctx, cfg, spec, report)
 	if err != nil {
@@ -111,8 +119,8 @@ func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(re
 // fakeParameters is what the engine says that its models have.
 const fakeParameters = 1 << 20
 
-func (l *Loader) argv(spec loaders.LoadSpec, v params.Values, embeds bool, port int) []string {
-	argv := []string{l.o.Path, "--host", "127.0.0.1", "--port", strconv.Itoa(port), "--alias", spec.Model.ModelID, "--fault", v.String("fault", "none")}
+func (l *Loader) argv(spec loaders.LoadSpec, v params.Values, embeds bool, at ...string) []string {
+	argv := append([]string{l.o.Path, "--alias", spec.Model.ModelID, "--fault", v.String("fault", "none")}, at...)
 	if spec.Artifact.Path != "" {
 		argv = append(argv, "--model", filepath.Clean(spec.Artifact.Path))
 	}
@@ -184,19 +192,21 @@ func diagnose(tail []string, _ process.Exit) registry.Failure {
 
 // Control tells a running fakeengine what to do next.
 type Control struct {
-	base, key string
+	base netaddr.Base
+	key  string
 }
 
 // NewControl returns the control of the engine that a handle belongs to, also while it loads.
 func NewControl(h registry.Handle) (*Control, error) {
 	var d struct {
-		Port int    `json:"port"`
-		Key  string `json:"key"`
+		Endpoint registry.Endpoint `json:"endpoint"`
+		Key      string            `json:"key"`
 	}
 	if err := json.Unmarshal(h.Data, &d); err != nil {
 		return nil, err
 	}
-	return &Control{base: fmt.Sprintf("http://127.0.0.1:%d", d.Port), key: d.Key}, nil
+	base, err := netaddr.ParseBase(d.Endpoint.BaseURL)
+	return &Control{base: base, key: d.Key}, err
 }
 
 // Advance lets a load with manual take n more steps. An error means that the engine does not listen yet, or has ended.
@@ -208,13 +218,13 @@ func (c *Control) Advance(ctx context.Context, n int) error {
 func (c *Control) Crash(ctx context.Context) error { return c.post(ctx, "/control/crash") }
 
 func (c *Control) post(ctx context.Context, path string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base.At(path).String(), nil)
 	if err != nil {
 		return err
 	}
 	req.Close = true
 	req.Header.Set("Authorization", "Bearer "+c.key)
-	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
+	resp, err := (&http.Client{Transport: c.base.Transport(&http.Transport{DisableKeepAlives: true})}).Do(req)
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,9 @@ import (
 // envBinary hands the built engine to the process that plays a manager.
 const envBinary = "LLMM_TEST_FAKEENGINE"
 
+// envSocket has every engine listen at a socket.
+const envSocket = "LLMM_TEST_FAKE_SOCKET"
+
 var binary string
 
 func TestMain(m *testing.M) {
@@ -56,7 +59,9 @@ func spec(params map[string]any) loaders.LoadSpec {
 
 func harness() loadertest.Harness {
 	return loadertest.Harness{
-		New:  func(tag string) loaders.Loader { return fake.New(fake.Options{Path: binary, TagPrefix: tag}) },
+		New: func(tag string) loaders.Loader {
+			return fake.New(fake.Options{Path: binary, TagPrefix: tag, Socket: os.Getenv(envSocket) != ""})
+		},
 		Spec: func() loaders.LoadSpec { return spec(map[string]any{"steps": int64(5), "step_ms": int64(5)}) },
 		Stubborn: func() loaders.LoadSpec {
 			return spec(map[string]any{"steps": int64(5), "step_ms": int64(5), "ignore_sigterm": true, "grandchild": true})
@@ -66,6 +71,17 @@ func harness() loadertest.Harness {
 }
 
 func TestConformance(t *testing.T) {
+	loadertest.Run(t, harness())
+}
+
+// TestConformanceAtASocket has paths that are too long for the kernel.
+func TestConformanceAtASocket(t *testing.T) {
+	long := filepath.Join(t.TempDir(), strings.Repeat("long/", 30))
+	if err := os.MkdirAll(long, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TMPDIR", long)
+	t.Setenv(envSocket, "1") // also to the process that plays a manager
 	loadertest.Run(t, harness())
 }
 
@@ -296,6 +312,27 @@ func TestTakenPort(t *testing.T) {
 	}
 	if err := in.Stop(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestPlaceThatStaysTaken has an engine that finds every port and every socket taken: the load ends and says so.
+func TestPlaceThatStaysTaken(t *testing.T) {
+	for name, atSocket := range map[string]bool{"port": false, "socket": true} {
+		t.Run(name, func(t *testing.T) {
+			r := newRun(t, nil)
+			script := filepath.Join(t.TempDir(), "engine")
+			if err := os.WriteFile(script, []byte("#!/bin/sh\necho \"fakeengine: couldn't bind\"\nexit 1\n"), 0o700); err != nil { //nolint:gosec // it is to be run
+				t.Fatal(err)
+			}
+			_, err := fake.New(fake.Options{Path: script, TagPrefix: tag, Socket: atSocket}).Load(t.Context(), r.spec, func(p registry.Progress) { r.reports <- p })
+			e := registry.AsError(err)
+			if e == nil || e.Code != registry.CodeLoadingFailed || e.Failure == nil || e.Failure.Kind != registry.FailurePort || e.Failure.Hint == "" || len(e.Failure.LogTail) == 0 {
+				t.Fatalf("got %v, want a failure of kind port", err)
+			}
+			if len(r.started) != 5 {
+				t.Errorf("it was started %d times", len(r.started))
+			}
+		})
 	}
 }
 

@@ -1,5 +1,5 @@
 // Package httpengine loads a model into an engine that is a child process and answers the OpenAI API on a port of
-// 127.0.0.1. It is what the loaders of such engines have in common; each of them says what to run, how to read its log
+// 127.0.0.1, or on a socket in the instance's folder. It is what the loaders of such engines have in common; each of them says what to run, how to read its log
 // and what its failures mean.
 package httpengine
 
@@ -26,13 +26,13 @@ import (
 // tick is how often the log is read and the engine asked while it loads. It bounds what we add to a load.
 const tick = 10 * time.Millisecond
 
-// portAttempts is how often another port is tried when a stranger took the one we chose.
-const portAttempts = 5
+// placeAttempts is how often another port or socket is tried when a stranger took the one we chose.
+const placeAttempts = 5
 
 // TailLines is how many of the log's last lines a failure carries.
 const TailLines = 40
 
-// Command is how an engine is started once its port and key are known.
+// Command is how an engine is started once it is known where it listens, and its key.
 type Command struct {
 	Argv []string
 	Env  []string // all of the environment, the key included
@@ -46,7 +46,10 @@ type Config struct {
 	Goodbye   string // a line on stdin that ends the engine; see process.Spec
 	Logger    *slog.Logger
 
-	Command func(port int, key string) Command
+	// Command is how the engine is started that listens at a port; CommandOnSocket, of an engine of ours, at a socket with
+	// this path, which it makes and opens to nobody but its user. One of the two is set.
+	Command         func(port int, key string) Command
+	CommandOnSocket func(path, key string) Command
 	// Parse reads a line of the log. ok is false if it says nothing about progress.
 	Parse func(line string) (p registry.Progress, ok bool)
 	// Diagnose explains the end of the engine from its last lines.
@@ -93,7 +96,8 @@ const handleVersion = 1
 
 // data is what a Handle keeps for us. It holds the key: it is stored, never shown.
 type data struct {
-	Port      int               `json:"port"`
+	Port      int               `json:"port,omitempty"`   // 0 for an engine at a socket
+	Socket    string            `json:"socket,omitempty"` // its path
 	Key       string            `json:"key"`
 	LogPath   string            `json:"log_path"`
 	LogOffset int64             `json:"log_offset"`
@@ -106,11 +110,11 @@ type data struct {
 }
 
 // Load starts the engine, reports its progress, and returns when it has answered Warmup. Promises and errors are those
-// of loaders.Loader. spec.Started is called again if the engine had to be started again on another port.
+// of loaders.Loader. spec.Started is called again if the engine had to be started again at another place.
 func Load(ctx context.Context, cfg Config, spec loaders.LoadSpec, report func(registry.Progress)) (*Instance, error) {
 	rep := &reporter{report: report, sent: -1}
 	var err error
-	for range portAttempts {
+	for range placeAttempts {
 		var inst *Instance
 		inst, err = loadOnce(ctx, cfg, spec, rep)
 		if err == nil {
@@ -127,26 +131,27 @@ func loadOnce(ctx context.Context, cfg Config, spec loaders.LoadSpec, rep *repor
 	if ctx.Err() != nil {
 		return nil, cancelled(cfg, spec)
 	}
-	port, err := process.ReservePort()
+	at, err := choosePlace(cfg, spec.Dir)
 	if err != nil {
 		return nil, err
 	}
 	key, err := newKey()
 	if err != nil {
-		port.Release()
+		at.release(cfg.Logger)
 		return nil, err
 	}
 	rep.send(registry.Progress{Stage: registry.StageEngine, Msg: "Starting " + cfg.Title})
-	cmd := cfg.Command(port.Number, key)
+	cmd := cfg.command(at, key)
 	ps := process.Spec{Argv: cmd.Argv, Env: cmd.Env, Dir: spec.Dir, LogPath: spec.LogPath, Tag: cfg.TagPrefix + "/" + spec.InstanceID,
 		Goodbye: cfg.Goodbye, StopSignal: cfg.StopSignal, Logger: cfg.Logger}
 	proc, err := process.Start(ps)
 	if err != nil {
-		port.Release()
+		at.release(cfg.Logger)
 		return nil, err
 	}
-	cfg.Endpoint.BaseURL = fmt.Sprintf("http://127.0.0.1:%d", port.Number)
-	inst := newInstance(cfg, proc, port, data{Port: port.Number, Key: key, LogPath: spec.LogPath, LogOffset: proc.LogOffset(), Tag: ps.Tag, Dir: spec.Dir, Endpoint: cfg.Endpoint, HealthPath: cfg.HealthPath, StopSignal: cfg.StopSignal}, spec.InstanceID)
+	cfg.Endpoint.BaseURL = at.base.String()
+	inst := newInstance(cfg, proc, at, data{Port: at.number(), Socket: at.base.Socket(), Key: key, LogPath: spec.LogPath, LogOffset: proc.LogOffset(), Tag: ps.Tag, Dir: spec.Dir,
+		Endpoint: cfg.Endpoint, HealthPath: cfg.HealthPath, StopSignal: cfg.StopSignal}, spec.InstanceID)
 	spec.Started(inst.Handle())
 	if err := inst.await(ctx, rep); err != nil {
 		kerr := inst.kill()
@@ -285,6 +290,13 @@ type answer struct {
 	err  error
 }
 
+func (c Config) command(at place, key string) Command {
+	if at.port == nil {
+		return c.CommandOnSocket(at.base.Socket(), key)
+	}
+	return c.Command(at.port.Number, key)
+}
+
 func (c Config) healthPath() string { return cmp.Or(c.HealthPath, "/health") }
 
 // reporter keeps the promise that stages come in order and Done never shrinks, whatever the engine prints.
@@ -325,16 +337,26 @@ func Recover(ctx context.Context, cfg Config, h registry.Handle) (*Instance, err
 		return nil, gone(fmt.Sprintf("was started by %s in version %d of its handle, which this program does not know", h.Loader, h.Version))
 	}
 	var d data
-	if err := json.Unmarshal(h.Data, &d); err != nil || d.Port == 0 {
+	if err := json.Unmarshal(h.Data, &d); err != nil {
+		return nil, gone("left a handle that cannot be read")
+	}
+	at, err := socketPlace(d.Socket)
+	if err != nil && d.Port == 0 {
 		return nil, gone("left a handle that cannot be read")
 	}
 	id := process.Identity{PID: h.PID, StartTicks: h.StartTicks, BootID: h.BootID}
 	proc, err := process.Attach(id, process.Spec{LogPath: d.LogPath, Tag: d.Tag, Goodbye: cfg.Goodbye, StopSignal: d.StopSignal, Logger: cfg.Logger}, d.LogOffset)
 	if err != nil {
+		if d.Port == 0 {
+			at.release(cfg.Logger) // of an engine that died while nobody looked
+		}
 		return nil, gone("has ended")
 	}
+	if d.Port != 0 {
+		at = portPlace(process.ClaimPort(d.Port))
+	}
 	cfg.Endpoint, cfg.HealthPath = d.Endpoint, cmp.Or(d.HealthPath, cfg.HealthPath)
-	in := newInstance(cfg, proc, process.ClaimPort(d.Port), d, h.InstanceID)
+	in := newInstance(cfg, proc, at, d, h.InstanceID)
 	if err := in.Health(ctx); err != nil {
 		select {
 		case <-in.Done():

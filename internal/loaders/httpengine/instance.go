@@ -15,11 +15,14 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
-// Instance is a loaded model in an engine process. It implements loaders.Instance and loaders.Authenticator.
+// Instance is a loaded model in an engine process. It implements loaders.Instance, loaders.Authenticator and
+// loaders.Transporter.
 type Instance struct {
 	cfg        Config
 	proc       *process.Process
-	port       *process.Port
+	at         place
+	client     *http.Client      // of what we ask ourselves
+	transport  http.RoundTripper // of users' requests; nil is the gateway's own
 	data       data
 	instanceID string
 	stopping   atomic.Bool
@@ -27,14 +30,15 @@ type Instance struct {
 	err        error // written before done is closed
 }
 
-// client goes straight to the engine: no proxy of the environment, and no idle connection that would keep a goroutine.
-var client = &http.Client{Transport: &http.Transport{Proxy: nil, DisableKeepAlives: true}}
-
-func newInstance(cfg Config, proc *process.Process, port *process.Port, d data, instanceID string) *Instance {
-	in := &Instance{cfg: cfg, proc: proc, port: port, data: d, instanceID: instanceID, done: make(chan struct{})}
+func newInstance(cfg Config, proc *process.Process, at place, d data, instanceID string) *Instance {
+	in := &Instance{cfg: cfg, proc: proc, at: at, client: &http.Client{Transport: at.asking()}, transport: at.carrying(), data: d, instanceID: instanceID,
+		done: make(chan struct{})}
 	go func() {
 		<-proc.Done()
-		port.Release()
+		at.release(cfg.Logger)
+		if t, ok := in.transport.(interface{ CloseIdleConnections() }); ok {
+			t.CloseIdleConnections()
+		}
 		if cfg.Tidy != nil && d.Dir != "" {
 			cfg.Tidy(d.Dir)
 		}
@@ -61,6 +65,9 @@ func (in *Instance) Endpoint() registry.Endpoint { return in.data.Endpoint }
 
 // Authorization returns the header that the engine asks for. It is a secret.
 func (in *Instance) Authorization() string { return "Bearer " + in.data.Key }
+
+// Transport reaches an engine at a socket; nil for one at a port, which every transport reaches.
+func (in *Instance) Transport() http.RoundTripper { return in.transport }
 
 // Done is closed when the engine has ended and nothing of it is left.
 func (in *Instance) Done() <-chan struct{} { return in.done }
@@ -141,7 +148,7 @@ func (in *Instance) do(ctx context.Context, method, path string, body []byte) (i
 
 // ask sends a request and returns the status and what was answered; an error for all but 200.
 func (in *Instance) ask(ctx context.Context, method, path string, body []byte) (int, []byte, error) {
-	req, err := http.NewRequestWithContext(ctx, method, in.data.Endpoint.BaseURL+path, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, in.at.base.At(path).String(), bytes.NewReader(body))
 	if err != nil {
 		return 0, nil, err
 	}
@@ -149,7 +156,7 @@ func (in *Instance) ask(ctx context.Context, method, path string, body []byte) (
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	resp, err := client.Do(req)
+	resp, err := in.client.Do(req)
 	if err != nil {
 		return 0, nil, err
 	}

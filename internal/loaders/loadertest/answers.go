@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders"
+	"github.com/industriverse/llmmodelmanager/internal/netaddr"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
@@ -16,7 +17,7 @@ import (
 func checkAnswers(t *testing.T, in loaders.Instance, modelID string) {
 	t.Helper()
 	ep := in.Endpoint()
-	if !strings.HasPrefix(ep.BaseURL, "http://127.0.0.1:") || strings.HasSuffix(ep.BaseURL, "/v1") || len(ep.APIs) == 0 {
+	if base := baseOf(t, in); base.Socket() == "" && !strings.HasPrefix(ep.BaseURL, "http://127.0.0.1:") || strings.HasSuffix(ep.BaseURL, "/v1") || len(ep.APIs) == 0 {
 		t.Errorf("the endpoint is not one: %+v", ep)
 	}
 	model := ep.Model
@@ -76,36 +77,69 @@ func checkAnswers(t *testing.T, in loaders.Instance, modelID string) {
 		}
 	}
 	if _, ok := in.(loaders.Authenticator); ok {
-		resp := request(t, nil, ep.BaseURL+"/v1/models", nil)
-		again := request(t, nil, ep.BaseURL+"/v1/chat/completions", []byte(`{"messages":[{"role":"user","content":"hi"}],"max_tokens":1}`))
+		resp := request(t, in, "", "/v1/models", nil)
+		again := request(t, in, "", "/v1/chat/completions", []byte(`{"messages":[{"role":"user","content":"hi"}],"max_tokens":1}`))
 		if again.StatusCode != http.StatusUnauthorized {
 			t.Errorf("a stranger got status %d (and %d for the models)", again.StatusCode, resp.StatusCode)
 		}
 	}
 }
 
-// request sends body (GET without one) and returns the response with its body read into memory.
-func request(t *testing.T, in loaders.Instance, url string, body []byte) *http.Response {
+// baseOf is the address of an instance.
+func baseOf(t *testing.T, in loaders.Instance) netaddr.Base {
+	t.Helper()
+	base, err := netaddr.ParseBase(in.Endpoint().BaseURL)
+	if err != nil {
+		t.Fatalf("%s: %v", in.Endpoint().BaseURL, err)
+	}
+	return base
+}
+
+// Send sends body (GET without one) to an instance at a port or a socket, with its key, and returns the answer as it begins.
+func Send(t *testing.T, in loaders.Instance, path string, body []byte) (*http.Response, error) {
+	t.Helper()
+	client, req := prepare(t, in, keyOf(in), path, body)
+	return client.Do(req)
+}
+
+// keyOf is the header that the engine asks for; "" if it asks for none.
+func keyOf(in loaders.Instance) string {
+	if a, ok := in.(loaders.Authenticator); ok {
+		return a.Authorization()
+	}
+	return ""
+}
+
+// prepare makes a request to an instance, and the client that reaches it.
+func prepare(t *testing.T, in loaders.Instance, key, path string, body []byte) (*http.Client, *http.Request) {
 	t.Helper()
 	method := http.MethodPost
 	if body == nil {
 		method = http.MethodGet
 	}
-	req, err := http.NewRequestWithContext(t.Context(), method, url, bytes.NewReader(body))
+	base := baseOf(t, in)
+	req, err := http.NewRequestWithContext(t.Context(), method, base.At(path).String(), bytes.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
 	req.Header.Set("Content-Type", "application/json")
-	if a, ok := in.(loaders.Authenticator); ok {
-		req.Header.Set("Authorization", a.Authorization())
+	if key != "" {
+		req.Header.Set("Authorization", key)
 	}
-	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
+	return &http.Client{Transport: base.Transport(&http.Transport{DisableKeepAlives: true})}, req
+}
+
+// request sends body with this key and returns the response with its body read into memory.
+func request(t *testing.T, in loaders.Instance, key, path string, body []byte) *http.Response {
+	t.Helper()
+	client, req := prepare(t, in, key, path, body)
+	resp, err := client.Do(req)
 	if err != nil {
-		t.Fatalf("%s: %v", url, err)
+		t.Fatalf("%s: %v", path, err)
 	}
 	b, err := io.ReadAll(resp.Body)
 	if err != nil {
-		t.Fatalf("%s: %v", url, err)
+		t.Fatalf("%s: %v", path, err)
 	}
 	_ = resp.Body.Close()
 	resp.Body = io.NopCloser(bytes.NewReader(b))
@@ -118,7 +152,7 @@ func post(t *testing.T, in loaders.Instance, path string, body, into any) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp := request(t, in, in.Endpoint().BaseURL+path, b)
+	resp := request(t, in, keyOf(in), path, b)
 	text, err := io.ReadAll(resp.Body)
 	if err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatalf("%s: status %d: %.300s", path, resp.StatusCode, text)
@@ -135,7 +169,7 @@ func stream(t *testing.T, in loaders.Instance, path string, body any) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp := request(t, in, in.Endpoint().BaseURL+path, b)
+	resp := request(t, in, keyOf(in), path, b)
 	text, err := io.ReadAll(resp.Body)
 	if err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatalf("%s: status %d: %.300s", path, resp.StatusCode, text)

@@ -4,10 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"math/rand/v2"
-	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -66,6 +65,7 @@ func loadsAndAnswers(t *testing.T, s *suite) {
 		t.Error("Handle is not the one that Started got")
 	}
 	checkAnswers(t, in, a.spec.Model.ModelID)
+	checkPrivate(t, s, a, in)
 	s.stop(t, in)
 	s.gone(t, a)
 	if err := in.Err(); err != nil {
@@ -230,19 +230,19 @@ func stopKillsTheStubborn(t *testing.T, s *suite) {
 	})
 }
 
-// portsAreNotShared loads three at once, and a stranger takes the port of the first before its engine does: that one gets
-// another.
-func portsAreNotShared(t *testing.T, s *suite) {
+// placesAreNotShared loads three at once, and a stranger takes the port or the socket of the first before its engine does: that
+// one gets another.
+func placesAreNotShared(t *testing.T, s *suite) {
 	for range 5 { // the engine may be the quicker one, which shows nothing
-		if s.portIsTaken(t) || t.Failed() {
+		if s.placeIsTaken(t) || t.Failed() {
 			return
 		}
 	}
-	t.Error("nobody could take the port before the engine did, so that nothing is known of a port that is taken")
+	t.Error("nobody could take the port or the socket before the engine did, so that nothing is known of one that is taken")
 }
 
-// portIsTaken loads three models at once and has a stranger take the port of one. It reports whether that was quick enough.
-func (s *suite) portIsTaken(t *testing.T) bool {
+// placeIsTaken loads three models at once and has a stranger take the place of one. It reports whether that was quick enough.
+func (s *suite) placeIsTaken(t *testing.T) bool {
 	t.Helper()
 	const n = 3
 	var wg sync.WaitGroup
@@ -251,14 +251,13 @@ func (s *suite) portIsTaken(t *testing.T) bool {
 	errs := make([]error, n)
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
-	var stranger net.Listener
+	var stranger func()
 	for i := range n {
 		attempts[i] = s.attempt(t, s.Spec())
 		if i == 0 {
 			attempts[i].onStart = func(h registry.Handle) {
 				if stranger == nil {
-					// The engine has just been forked.
-					stranger, _ = net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", portOf(t, h)))
+					stranger = placeOf(t, h).take(t) // the engine has just been forked
 				}
 			}
 		}
@@ -266,12 +265,15 @@ func (s *suite) portIsTaken(t *testing.T) bool {
 	}
 	wg.Wait()
 	if stranger != nil {
-		if err := stranger.Close(); err != nil {
-			t.Error(err)
+		if hs := attempts[0].handles(); errs[0] == nil && (len(hs) < 2 || placeOf(t, hs[0]) == placeOf(t, hs[len(hs)-1]) || hs[0].PID == hs[len(hs)-1].PID) {
+			t.Errorf("the place was taken, and the engine was started %d times", len(hs))
 		}
-		if hs := attempts[0].handles(); errs[0] == nil && (len(hs) < 2 || portOf(t, hs[0]) == portOf(t, hs[len(hs)-1]) || hs[0].PID == hs[len(hs)-1].PID) {
-			t.Errorf("the port was taken, and the engine was started %d times", len(hs))
+		if path := placeOf(t, attempts[0].handles()[0]).Socket; path != "" {
+			if _, err := os.Lstat(path); err != nil {
+				t.Errorf("the stranger's socket was removed: %v", err)
+			}
 		}
+		stranger()
 	}
 	bases := map[string]bool{}
 	for i, in := range ins {
@@ -399,6 +401,9 @@ func recoverRefusesStrangers(t *testing.T, s *suite) {
 		t.Errorf("the instance suffered: %v", err)
 	}
 	s.stop(t, in)
+	if path := placeOf(t, h).Socket; path != "" {
+		deadSocket(t, path) // as if it had been killed while no manager ran
+	}
 	if _, err := r.Recover(t.Context(), h); registry.CodeOf(err) != registry.CodeNotFound {
 		t.Errorf("a dead process: got %v, want CodeNotFound", err)
 	}

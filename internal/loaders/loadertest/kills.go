@@ -2,13 +2,11 @@ package loadertest
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -282,15 +280,7 @@ func killWhileAnswering(t *testing.T, in loaders.Instance, v *victim, modelID st
 	if err != nil {
 		t.Fatal(err)
 	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, ep.BaseURL+path, bytes.NewReader(b))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Content-Type", "application/json")
-	if auth, ok := in.(loaders.Authenticator); ok {
-		req.Header.Set("Authorization", auth.Authorization())
-	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	client, req := prepare(t, in, keyOf(in), path, b)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)

@@ -5,10 +5,8 @@ package loadertest
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -68,7 +66,7 @@ func Run(t *testing.T, h Harness) {
 	}{
 		{"Describes", describes}, {"LoadsAndAnswers", loadsAndAnswers}, {"CancelAtEveryStage", cancelAtEveryStage}, {"CancelAtRandom", cancelAtRandom},
 		{"KillIsNoticed", killIsNoticed}, {"KillAtRandom", killAtRandom}, {"StopIsIdempotent", stopIsIdempotent}, {"StopKillsTheStubborn", stopKillsTheStubborn},
-		{"PortsAreNotShared", portsAreNotShared}, {"MissingFile", missingFile}, {"UnknownParameter", unknownParameter}, {"Recovers", recovers},
+		{"PlacesAreNotShared", placesAreNotShared}, {"MissingFile", missingFile}, {"UnknownParameter", unknownParameter}, {"Recovers", recovers},
 		{"RecoverRefusesStrangers", recoverRefusesStrangers}, {"SurvivesTheManager", survivesTheManager},
 	} {
 		if h.Remote && slices.Contains(ofProcesses, c.name) {
@@ -84,7 +82,7 @@ func Run(t *testing.T, h Harness) {
 }
 
 // ofProcesses are the checks that have no meaning where nothing of ours runs.
-var ofProcesses = []string{"KillIsNoticed", "KillAtRandom", "PortsAreNotShared", "MissingFile", "RecoverRefusesStrangers", "SurvivesTheManager"}
+var ofProcesses = []string{"KillIsNoticed", "KillAtRandom", "PlacesAreNotShared", "MissingFile", "RecoverRefusesStrangers", "SurvivesTheManager"}
 
 // attempt is one load with all that was reported about it.
 type attempt struct {
@@ -195,7 +193,7 @@ func (s *suite) nothingLeft(t *testing.T) {
 	}
 }
 
-// gone fails if anything of the load is left: its processes, or somebody listening on its port.
+// gone fails if anything of the load is left: its processes, somebody listening on its port, its socket.
 func (s *suite) gone(t *testing.T, a *attempt) {
 	t.Helper()
 	found, err := process.FindTagged(s.tag)
@@ -211,14 +209,7 @@ func (s *suite) gone(t *testing.T, a *attempt) {
 		if (process.Identity{PID: h.PID, StartTicks: h.StartTicks, BootID: h.BootID}).Alive() {
 			t.Errorf("process %d is alive", h.PID)
 		}
-		if n := portOf(t, h); n != 0 {
-			l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", n))
-			if err != nil {
-				t.Errorf("port %d is not free: %v", n, err)
-				continue
-			}
-			_ = l.Close()
-		}
+		placeOf(t, h).free(t)
 	}
 	if b, err := os.ReadFile("/proc/net/unix"); err == nil && bytes.Contains(b, []byte(a.spec.Dir)) {
 		t.Errorf("a socket in %s is left", a.spec.Dir)
@@ -230,20 +221,6 @@ func (s *suite) gone(t *testing.T, a *attempt) {
 			}
 		}
 	}
-}
-
-// portOf reads the port from a handle, by convention the field "port" of its data; 0 if there is none.
-func portOf(t *testing.T, h registry.Handle) int {
-	t.Helper()
-	var d struct {
-		Port int `json:"port"`
-	}
-	if len(h.Data) > 0 {
-		if err := json.Unmarshal(h.Data, &d); err != nil {
-			t.Errorf("the handle's data is not JSON: %v", err)
-		}
-	}
-	return d.Port
 }
 
 // wantFailure fails unless err is a loading failure of that kind, worded for people.
