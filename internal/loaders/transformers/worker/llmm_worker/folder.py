@@ -19,6 +19,14 @@ def read_json(path):
     return got
 
 
+def named_type(source, known):
+    """The longest of the known model types that the model's name has in it, "" if there is none. Repositories from before 2020
+    often say in no other way what they are: prajjwal1/bert-tiny. transformers went by the name up to version 4. Short words
+    are left out, since they are in many names by chance: opt, git, vit."""
+    name = os.path.basename(source.rstrip("/")).lower()
+    return max((k for k in known if len(k) > 3 and k in name), key=len, default="")
+
+
 def text_config(config):
     """The part of a multimodal config that speaks of the language model."""
     get = getattr(config, "get_text_config", None)
