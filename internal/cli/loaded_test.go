@@ -12,7 +12,7 @@ func TestShowSaysWhatIsLoaded(t *testing.T) {
 	if err := json.Unmarshal([]byte(`{"model_class":"BertModel","tokenizer_class":"BertTokenizer","device":"cpu","dtype":"float32","parameters":4385920,"bytes":17543680}`), &v); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"model_class\tBertModel", "tokenizer_class\tBertTokenizer", "loaded on\tcpu", "loaded dtype\tfloat32", "loaded parameters\t4385920", "loaded bytes\t16.7 MiB"}
+	want := []string{"model_class\tBertModel", "tokenizer_class\tBertTokenizer", "loaded on\tcpu", "loaded dtype\tfloat32", "loaded parameters\t4385920", "loaded bytes\t17 MiB"}
 	if got := loadedLines(v); !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
