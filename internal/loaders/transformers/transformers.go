@@ -165,6 +165,7 @@ type settings struct {
 	TokenizerPath    string         `json:"tokenizer_path,omitempty"`
 	Format           string         `json:"format"`
 	Name             string         `json:"name"`
+	Source           string         `json:"source"` // source_path: the name that the model has where it comes from
 	Device           string         `json:"device"`
 	QuantizationBits int            `json:"quantization_bits,omitempty"`
 	ContextLength    int            `json:"context_length,omitempty"`
@@ -176,7 +177,7 @@ type settings struct {
 // environ is the worker's environment: ours without our secrets, the devices it may see, its settings and its key; where
 // the files are, s says already. No library in it may reach a network.
 func environ(spec loaders.LoadSpec, v params.Values, s settings, key string) []string {
-	s.Format, s.Name, s.Device = string(spec.Model.ModelFormat), spec.Model.ModelID, string(spec.Device)
+	s.Format, s.Name, s.Source, s.Device = string(spec.Model.ModelFormat), spec.Model.ModelID, spec.Model.SourcePath, string(spec.Device)
 	s.QuantizationBits, s.ContextLength = spec.Model.QuantizationBits, ContextFor(spec.Model, spec.Artifact.Facts, spec.Context)
 	s.TrustRemoteCode, s.Offload, s.Params = spec.Model.TrustRemoteCode, filepath.Join(spec.Dir, offload), v
 	b, err := json.Marshal(s)

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from . import encode, generate, troubles
 from .control import Failure
-from .folder import context_length, first_line, pooling, read_json, text_config
+from .folder import context_length, first_line, named_type, pooling, read_json, text_config
 
 log = logging.getLogger("llmm.loading")
 
@@ -236,10 +236,20 @@ def load_config(path, settings):
     if raw.get("auto_map") and not trusted and raw.get("model_type") not in known_types():
         raise Failure("unsupported_architecture", "The model brings code of its own, and trust_remote_code is false, so it was not run",
                       "Read the code in the repository; if you trust it, set trust_remote_code: true. It then runs with the rights of this server.")
+    if not raw.get("model_type") and not raw.get("auto_map"):
+        kind = named_type(settings.get("source") or path, known_types())
+        if kind:
+            log.info("config.json has no model_type; the model is taken for a %s, by its name", kind)
+            return class_of(kind).from_pretrained(path, local_files_only=True)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trusted, local_files_only=True)
     except Exception as e:
         raise explain(e, raw, "The config cannot be used")
+
+
+def class_of(kind):
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    return CONFIG_MAPPING[kind]
 
 
 def known_types():
