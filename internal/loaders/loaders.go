@@ -72,7 +72,8 @@ type Loader interface {
 	// StageEngine to StageWarmup) and Done never shrinking within a stage; it does not block. There is no time-out
 	// of its own: ctx ends it. On error or when ctx is cancelled nothing is left: no process, no memory, no port,
 	// no socket; only the log stays. Errors are CodeLoadingFailed with a Failure, CodeInvalid for a
-	// parameter it does not understand (before anything is started), or CodeUnavailable when the engine is missing.
+	// parameter it does not understand (before anything is started), CodeUnsupported with a Failure for what the engine cannot
+	// do on this device (likewise), or CodeUnavailable when the engine is missing.
 	Load(ctx context.Context, spec LoadSpec, report func(registry.Progress)) (Instance, error)
 }
 
@@ -163,6 +164,8 @@ type Objection struct {
 	Why string // completes "Ollama …", for example "cannot convert the architecture X"; "" nothing
 	// Sure is false where the engine may still load it: such a one is taken when there is no better.
 	Sure bool
+	// Hint is what would work, as sentences. With it a sure objection ends a load before anything is fetched or started.
+	Hint string
 }
 
 // Parts is a loader whose engine is several programs.

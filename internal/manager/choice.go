@@ -126,6 +126,32 @@ func (in choiceInput) judge(e engineOption) (int, string) {
 	}
 }
 
+// refusal is why the engine that was chosen cannot run the model after all, and what would work: an objection that is sure
+// and knows better. nil when it may try. CodeUnsupported.
+func (in choiceInput) refusal(chosen int, verdicts []registry.EngineVerdict) error {
+	e := in.engines[chosen]
+	device, problem := in.deviceOn(e)
+	if e.judge == nil || problem != "" || unknownParams(in.model, e.info) != "" {
+		return nil
+	}
+	o := e.judge(device)
+	if !o.Sure || o.Hint == "" {
+		return nil
+	}
+	var others []string
+	for _, v := range verdicts {
+		if v.Would {
+			others = append(others, v.Title)
+		}
+	}
+	hint := o.Hint
+	if len(others) > 0 {
+		hint = joinAnd(others) + " could load it as it is: set engine to auto. " + hint
+	}
+	f := &registry.Failure{Kind: registry.FailureUnsupported, Msg: e.info.Title + " " + o.Why + ".", Hint: hint}
+	return &registry.Error{Code: registry.CodeUnsupported, Op: "manager.chooseEngine", Msg: f.Msg + " " + f.Hint, Failure: f}
+}
+
 // deviceOn is the kind of device that a model would run on with an engine, by the planner's rule; or why there is none.
 func (in choiceInput) deviceOn(e engineOption) (registry.Device, string) {
 	cuda, cpu := slices.Contains(e.version.Devices, registry.DeviceCUDA), slices.Contains(e.version.Devices, registry.DeviceCPU)

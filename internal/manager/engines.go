@@ -40,6 +40,9 @@ func (m *Manager) chooseEngine(ctx context.Context, model registry.Model, device
 	}
 	i, verdicts := chooseAmong(in)
 	if i >= 0 {
+		if err := in.refusal(i, verdicts); err != nil {
+			return chosenEngine{verdicts: verdicts}, err
+		}
 		return chosenEngine{set[i], in.engines[i].info, in.engines[i].version, verdicts[i].Why, verdicts}, nil
 	}
 	if slow := in.unseen(); slow != "" {

@@ -131,6 +131,7 @@ const (
 	FailureParameter       FailureKind = "bad_parameter" // the engine refused a custom_loader_params entry
 	FailureHang            FailureKind = "hang"          // it ran and did not answer for minutes
 	FailureUnreachable     FailureKind = "unreachable"   // a service elsewhere does not answer, or not as it should
+	FailureUnsupported     FailureKind = "unsupported"   // the engine can do it, but not on this device or with such weights
 	FailureDiskFull        FailureKind = "disk_full"     // files that a fetch or a load makes do not fit
 )
 

@@ -9,6 +9,16 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
+// withoutBits is what works where bitsandbytes does not.
+const withoutBits = "Leave quantization_bits out, or use a GGUF of the model with llama.cpp, which runs quantised on the CPU."
+
+// noBits is told before anything starts: an import of torch would take seconds to find the same.
+func noBits(m registry.Model) error {
+	f := &registry.Failure{Kind: registry.FailureUnsupported, Hint: withoutBits,
+		Msg: fmt.Sprintf("quantization_bits %d needs a CUDA GPU with Transformers: bitsandbytes is what does it, and it does not do so on the CPU here", m.QuantizationBits)}
+	return &registry.Error{Code: registry.CodeUnsupported, Op: "transformers.Load", Msg: f.Msg + ". " + f.Hint, Failure: f}
+}
+
 var (
 	_ loaders.Judge     = (*Loader)(nil)
 	_ loaders.Installer = (*Loader)(nil)
@@ -24,7 +34,7 @@ func (l *Loader) Judge(m registry.Model, f registry.Facts, device registry.Devic
 		return l.judgeONNX(m, f, v)
 	}
 	if device == registry.DeviceCPU && m.QuantizationBits != 0 {
-		return loaders.Objection{Why: "quantises on a CUDA GPU only, and quantization_bits is set", Sure: true}
+		return loaders.Objection{Why: "quantises on a CUDA GPU only, and quantization_bits is set", Sure: true, Hint: withoutBits}
 	}
 	if f.Architecture == "" || m.TrustRemoteCode {
 		return loaders.Objection{}

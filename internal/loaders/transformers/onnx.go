@@ -92,9 +92,11 @@ func (l *Loader) judgeONNX(m registry.Model, f registry.Facts, v loaders.Version
 	case known && onnxruntime == "":
 		return loaders.Objection{Why: "has no onnxruntime in its Python, which ONNX models need; `llmm engine install transformers` brings it", Sure: true}
 	case m.QuantizationBits != 0:
-		return loaders.Objection{Why: "cannot quantise ONNX models, and quantization_bits is set", Sure: true}
+		return loaders.Objection{Why: "cannot quantise ONNX models, and quantization_bits is set", Sure: true,
+			Hint: "Leave quantization_bits out, and choose a file that is quantised already by filename in custom_loader_params (model_quantized.onnx)."}
 	case generates(f.Architecture):
-		return loaders.Objection{Why: "runs ONNX models that embed, classify or fill masks, and not one that generates text, such as " + f.Architecture, Sure: true}
+		return loaders.Objection{Why: "runs ONNX models that embed, classify or fill masks, and not one that generates text, such as " + f.Architecture, Sure: true,
+			Hint: "Use safetensors or a GGUF of the model."}
 	}
 	return loaders.Objection{}
 }

@@ -79,6 +79,9 @@ func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(re
 	if err := httpengine.MainFile(cfg, spec.Artifact.Path); err != nil {
 		return nil, err
 	}
+	if spec.Model.QuantizationBits != 0 && spec.Device == registry.DeviceCPU && spec.Model.ModelFormat != registry.FormatONNX {
+		return nil, noBits(spec.Model)
+	}
 	root, file := spec.Artifact.Path, ""
 	if spec.Model.ModelFormat == registry.FormatONNX {
 		if err := checkONNX(spec.Model, v); err != nil {

@@ -26,7 +26,8 @@ func (l *Loader) TrialParams() map[string]any { return map[string]any{"enforce_e
 // with the code of Transformers.
 func (l *Loader) Judge(m registry.Model, f registry.Facts, device registry.Device, v loaders.Version) loaders.Objection {
 	if device == registry.DeviceCPU && m.QuantizationBits != 0 {
-		return loaders.Objection{Why: "quantises on a GPU only, and quantization_bits is set", Sure: true}
+		return loaders.Objection{Why: "quantises on a GPU only, and quantization_bits is set", Sure: true,
+			Hint: "Leave quantization_bits out, or use a GGUF of the model with llama.cpp, which runs quantised on the CPU."}
 	}
 	if f.Architecture == "" {
 		return loaders.Objection{}

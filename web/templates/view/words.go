@@ -190,6 +190,8 @@ func FailureWord(k registry.FailureKind) string {
 		return "engine did not answer"
 	case registry.FailureUnreachable:
 		return "service not reachable"
+	case registry.FailureUnsupported:
+		return "not supported"
 	case registry.FailureDiskFull:
 		return "disk full"
 	}
