@@ -31,6 +31,8 @@ var causes = []httpengine.Cause{
 		Msg: "The model comes with code of its own, which was not run", Hint: "If you trust its authors, set trust_remote_code to true."},
 	{Kind: registry.FailureParameter, Pattern: regexp.MustCompile(`User-specified max_model_len \((\d+)\) is greater than the derived max_model_len \(\D*(\d+)`),
 		Msg: "The model was trained for $2 tokens of context and is asked for $1", Hint: "Give it a shorter context_length."},
+	{Kind: registry.FailureUnsupportedArch, Pattern: regexp.MustCompile(`Unsupported CPU attention configuration: head_dim=(\d+)`),
+		Msg: "This vLLM cannot compute heads of $1 elements on the CPU", Hint: "Use the engine transformers, or a GPU."},
 	{Kind: registry.FailureMissingFile, Pattern: regexp.MustCompile(`(?i)cannot find any model weights with|no file named \S+ found in directory|does not appear to have a file named (\S+)`),
 		Msg: "A file of the model is missing: $1", Hint: "Fetch or copy the model again, all of its files."},
 	{Kind: registry.FailureMissingFile, Pattern: regexp.MustCompile(`(?i)can't load tokenizer|Couldn't instantiate the backend tokenizer`),
@@ -45,9 +47,13 @@ var causes = []httpengine.Cause{
 		Msg: "This vLLM refuses its command line: $1", Hint: "Correct custom_loader_params, or install the version that this program knows (`llmm engine install vllm`)."},
 	{Kind: registry.FailureParameter, Pattern: regexp.MustCompile(`Value error, (.+)`),
 		Msg: "vLLM refuses a setting: $1", Hint: "Correct custom_loader_params or the model's fields."},
-	{Kind: registry.FailureCrash, Pattern: regexp.MustCompile(`(?:^|\) )((?:Value|Runtime|Assertion|Type|Key|OS|Import)Error: .+)`),
+	{Kind: registry.FailureCrash, Pattern: regexp.MustCompile(`(?:^|[)\]] )((?:Value|Runtime|Assertion|Type|Key|OS|Import)Error: .+)`),
 		Msg: "vLLM stopped: $1", Hint: "The log's last lines say where."},
 }
+
+// causeLines is how many of the log's last lines are searched: what went wrong in the process of the model is told first, and
+// two processes then print at length that another one has ended.
+const causeLines = 600
 
 // diagnose explains the end of a server. The log of one that was killed says nothing about why.
 func diagnose(tail []string, exit process.Exit) registry.Failure {

@@ -95,7 +95,11 @@ func standIn(args []string) int {
 	case stubborn, slices.Contains(faults, "shared"):
 	case f != "":
 		fmt.Println("(EngineCore pid=1) INFO engine core starts")
+		f, far := strings.CutPrefix(f, "far ")
 		fmt.Println(f)
+		if far { // as two other processes then tell that the engine's has ended
+			fmt.Print(strings.Repeat("(APIServer pid=9)   File \"core.py\", line 1, in wait\n", 200), "RuntimeError: Engine core initialization failed. See root cause above.\n")
+		}
 		return 1
 	}
 	listener, err := net.Listen("tcp", fmt.Sprintf("%s:%d", *host, *port))

@@ -16,6 +16,7 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/loaders/architectures"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/httpengine"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/params"
+	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
@@ -80,7 +81,7 @@ func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(re
 	if err := checkModel(spec, v); err != nil {
 		return nil, err
 	}
-	cfg := l.config()
+	cfg := l.config(spec.LogPath)
 	if err := httpengine.MainFile(cfg, spec.Artifact.Path); err != nil {
 		return nil, err
 	}
@@ -126,24 +127,29 @@ func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(re
 
 // Recover re-attaches to a server that still runs; see loaders.Recoverer.
 func (l *Loader) Recover(ctx context.Context, h registry.Handle) (loaders.Instance, error) {
-	in, err := httpengine.Recover(ctx, l.config(), h)
-	if err != nil {
-		return nil, err
-	}
 	var d struct {
 		Level int    `json:"sleep_level"`
 		Dir   string `json:"dir"`
+		Log   string `json:"log_path"`
 	}
 	if err := json.Unmarshal(h.Data, &d); err != nil {
 		d.Level = 0 // it cannot sleep, which is all that is lost
+	}
+	in, err := httpengine.Recover(ctx, l.config(d.Log), h)
+	if err != nil {
+		return nil, err
 	}
 	book := &sharedBook{prefix: l.o.TagPrefix, instance: h.InstanceID, dir: d.Dir}
 	book.look(true) // nobody looked while there was no manager
 	return &Instance{Instance: in, level: d.Level, book: book}, nil
 }
 
-func (l *Loader) config() httpengine.Config {
-	return httpengine.Config{Loader: Name, Title: title, TagPrefix: l.o.TagPrefix, Logger: l.o.Logger, Parse: parse, Diagnose: diagnose, Tidy: tidy,
+// config is how a server with that log is driven.
+func (l *Loader) config(log string) httpengine.Config {
+	return httpengine.Config{Loader: Name, Title: title, TagPrefix: l.o.TagPrefix, Logger: l.o.Logger, Parse: parse, Tidy: tidy,
+		Diagnose: func(_ []string, exit process.Exit) registry.Failure {
+			return diagnose(process.Tail(log, 0, causeLines), exit)
+		},
 		ActivityPath: "/metrics", Activity: activity,
 		WarmupHint: "If the model embeds text and does not chat, set embeddings: true in custom_loader_params."}
 }
