@@ -93,7 +93,19 @@ func (in choiceInput) noEngine() (what, hint string) {
 	if len(missing) > 0 {
 		return fmt.Sprintf("No engine for %s is installed here; %s could load it.", m.ModelFormat, strings.Join(missing, " or ")), hint
 	}
-	return fmt.Sprintf("No engine of this version loads %s from %s.", m.ModelFormat, m.SourceType), "The gguf format works with llama.cpp."
+	var formats []string
+	for _, f := range registry.Formats {
+		if slices.ContainsFunc(in.engines, func(e engineOption) bool {
+			return !e.info.OnlyNamed && slices.Contains(e.info.Sources, m.SourceType) && slices.Contains(e.info.Formats, f)
+		}) {
+			formats = append(formats, string(f))
+		}
+	}
+	what = fmt.Sprintf("No engine of this version loads %s from %s.", m.ModelFormat, m.SourceType)
+	if len(formats) == 0 {
+		return what, "Put the files in a folder of this machine and set source_type to local."
+	}
+	return what, fmt.Sprintf("From there %s can be loaded.", joinAnd(formats))
 }
 
 func joinFormats(fs []registry.Format) string {
