@@ -93,6 +93,10 @@ fuzz: ## Every fuzz target for FUZZTIME (20s) each
 kills: ## Kill every engine a hundred times at random moments; the tests kill each a few times
 	LLMM_KILLS=$${LLMM_KILLS:-100} go test -count=1 -v -timeout 60m -run 'Conformance/KillAtRandom' ./internal/loaders/fake ./internal/loaders/command ./internal/loaders/vllm ./internal/loaders/llamacpp ./internal/loaders/ollama ./internal/loaders/transformers
 
+.PHONY: vllm
+vllm: ## Install a real vLLM (3 GB, once) and run the conformance suite on it: about half an hour on two CPUs
+	vllm=$$(scripts/vllm-tool) && LLMM_TEST_VLLM=$$vllm go test -count=1 -v -timeout 120m -run 'RealVLLM' ./internal/loaders/vllm
+
 .PHONY: bench
 bench: ## Measure against the budgets: each line is measured, budget, ratio
 	go run ./cmd/bench $(BENCHFLAGS)
