@@ -9,9 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 )
 
 func TestNewcomer(t *testing.T) {
@@ -158,30 +156,6 @@ func TestEmbeddings(t *testing.T) {
 	s.call("POST", "/v1/chat/completions", map[string]any{"model": "embedder", "messages": []any{}}, 400, nil)
 }
 
-// The server is killed with kill -9 while a model is loaded; the next one finds the engine running and goes on with it.
-func TestServerKilled(t *testing.T) {
-	s := setUp(t)
-	s.registerSample("survivor", nil)
-	s.call("POST", path("survivor")+"/load?wait=60s", nil, 200, nil)
-	before := engines(t, s.data)
-	if len(before) != 1 {
-		t.Fatalf("one engine should run, there are %v", before)
-	}
-	s.stop(syscall.SIGKILL)
-	s = start(t, s.data, s.yaml)
-	if after := engines(t, s.data); len(after) != 1 || after[0] != before[0] {
-		t.Fatalf("engine %v should have lived on, there are %v", before, after)
-	}
-	var m model
-	s.call("GET", path("survivor"), nil, 200, &m)
-	if m.Status != "ready" {
-		t.Errorf("the model should be ready again, it is %s", m.Status)
-	}
-	s.chat("survivor")
-	s.stop(syscall.SIGTERM)
-	s.noEngines()
-}
-
 func TestRefusals(t *testing.T) {
 	s := setUp(t)
 	var p struct {
@@ -227,27 +201,4 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("half a file should be diagnosed as corrupt: %+v", p)
 	}
 	s.noEngines()
-}
-
-// Two hundred loads asked at once never block the API.
-func TestManyLoadsAtOnce(t *testing.T) {
-	s := setUp(t)
-	const n = 200
-	for i := range n {
-		s.registerSample(fmt.Sprintf("m%03d", i), map[string]any{"required_ram_mb": 1_000_000})
-	}
-	began := time.Now()
-	var ops [n]struct{ ID, State string }
-	for i := range n {
-		s.call("POST", path(fmt.Sprintf("m%03d", i))+"/load", nil, 202, &ops[i])
-		s.call("GET", "/readyz", nil, 200, nil)
-	}
-	t.Logf("%d loads were taken in %v", n, time.Since(began))
-	for i := range n {
-		var op struct{ State string }
-		s.call("GET", "/api/v1/operations/"+ops[i].ID+"?wait=60s", nil, 200, &op)
-		if op.State != "failed" {
-			t.Errorf("load %d should have been refused, it is %s", i, op.State)
-		}
-	}
 }

@@ -20,8 +20,8 @@ import (
 
 const token = "e2e-token-of-the-admin-0123456789"
 
-// program is bin/llmm, built once for all tests.
-var program string
+// program is bin/llmm and fakeEngine bin/fakeengine, built once for all tests.
+var program, fakeEngine string
 
 func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "llmm-e2e-")
@@ -29,11 +29,12 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	program = filepath.Join(dir, "llmm")
-	build := exec.Command("go", "build", "-o", program, "../..")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build llmm: %v\n%s", err, out)
-		os.Exit(1)
+	program, fakeEngine = filepath.Join(dir, "llmm"), filepath.Join(dir, "fakeengine")
+	for _, b := range [][2]string{{program, "../.."}, {fakeEngine, "../../cmd/fakeengine"}} {
+		if out, err := exec.Command("go", "build", "-o", b[0], b[1]).CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "build %s: %v\n%s", b[1], err, out)
+			os.Exit(1)
+		}
 	}
 	code := m.Run()
 	_ = os.RemoveAll(dir)
@@ -64,20 +65,22 @@ type server struct {
 	url  string
 	data string
 	yaml string
+	env  []string // beside ours
 	done chan struct{}
 }
 
 var listening = regexp.MustCompile(`msg="LLMModelManager is ready" address=(http://\S+)`)
 
-// start starts the program on a data folder and waits until it says that it is ready.
-func start(t *testing.T, data, yaml string) *server {
+// start starts the program on a data folder and waits until it says that it is ready. env is added to its environment.
+func start(t *testing.T, data, yaml string, env ...string) *server {
 	t.Helper()
-	s := &server{t: t, data: data, yaml: yaml, done: make(chan struct{})}
+	s := &server{t: t, data: data, yaml: yaml, env: env, done: make(chan struct{})}
 	s.cmd = exec.Command(program, "serve", "--listen", "127.0.0.1:0", "--data-dir", data, "--models", yaml)
 	s.cmd.Env = append(os.Environ(), "LLMM_ADMIN_PASSWORD=correct horse battery", "LLMM_ADMIN_TOKEN="+token)
 	if p := os.Getenv("LLMM_TEST_LLAMA_SERVER"); p != "" {
 		s.cmd.Env = append(s.cmd.Env, "LLMM_LLAMA_SERVER="+p)
 	}
+	s.cmd.Env = append(s.cmd.Env, env...)
 	logs, err := s.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -123,39 +126,57 @@ func (s *server) stop(sig syscall.Signal) {
 	}
 }
 
+// again starts the program anew on the same files.
+func (s *server) again() *server {
+	s.t.Helper()
+	return start(s.t, s.data, s.yaml, s.env...)
+}
+
 // call asks the API and decodes the answer; it fails on another status.
 func (s *server) call(method, path string, body any, want int, out any) {
 	s.t.Helper()
+	if err := s.try(method, path, body, want, out); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// try is call for goroutines that are not the test's own, and for servers that may be gone.
+func (s *server) try(method, path string, body any, want int, out any) error {
 	var r io.Reader
 	if body != nil {
 		b, err := json.Marshal(body)
 		if err != nil {
-			s.t.Fatal(err)
+			return err
 		}
 		r = bytes.NewReader(b)
 	}
 	req, err := http.NewRequestWithContext(s.t.Context(), method, s.url+path, r)
 	if err != nil {
-		s.t.Fatal(err)
+		return err
 	}
 	req.Header.Set("Authorization", "Bearer "+token)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		s.t.Fatal(err)
+		return err
 	}
 	defer resp.Body.Close()
 	raw, err := io.ReadAll(resp.Body)
 	if err != nil {
-		s.t.Fatal(err)
+		return err
 	}
 	if resp.StatusCode != want {
-		s.t.Fatalf("%s %s: %s, want %d\n%s", method, path, resp.Status, want, raw)
+		return fmt.Errorf("%s %s: %s, want %d\n%s", method, path, resp.Status, want, raw)
 	}
-	if out != nil {
+	switch out := out.(type) {
+	case nil:
+	case *string:
+		*out = string(raw)
+	default:
 		if err := json.Unmarshal(raw, out); err != nil {
-			s.t.Fatalf("%s %s: %v\n%s", method, path, err, raw)
+			return fmt.Errorf("%s %s: %w\n%s", method, path, err, raw)
 		}
 	}
+	return nil
 }
 
 // cli runs the program as a client.
@@ -180,7 +201,7 @@ type model struct {
 }
 
 // setUp is a models file as a newcomer has it after make run, and a server on it.
-func setUp(t *testing.T) *server {
+func setUp(t *testing.T, env ...string) *server {
 	t.Helper()
 	dir := t.TempDir()
 	b, err := os.ReadFile("../../models.yaml")
@@ -191,7 +212,7 @@ func setUp(t *testing.T) *server {
 	if err := os.WriteFile(yaml, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return start(t, filepath.Join(dir, "data"), yaml)
+	return start(t, filepath.Join(dir, "data"), yaml, env...)
 }
 
 func (s *server) registerSample(id string, more map[string]any) {
