@@ -8,6 +8,19 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
+// TestNothingLoadsThat says what of that source can be loaded.
+func TestNothingLoadsThat(t *testing.T) {
+	t.Parallel()
+	in := choiceInput{model: registry.Model{SourceType: registry.SourceOllama, ModelFormat: registry.FormatONNX}, device: registry.DeviceAuto, engines: park(nil)}
+	if i, _ := chooseAmong(in); i >= 0 {
+		t.Fatalf("%s loads ONNX of an Ollama library", in.engines[i].info.Name)
+	}
+	what, hint := in.noEngine()
+	if what != "No engine of this version loads onnx from ollama." || !strings.Contains(hint, "gguf") || strings.Contains(hint, "onnx") {
+		t.Errorf("%s %s", what, hint)
+	}
+}
+
 // What an engine surely cannot do, and knows better, is refused when it is chosen: in the plan, and before a load fetches or
 // starts anything.
 func TestRefusal(t *testing.T) {
