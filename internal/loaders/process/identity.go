@@ -56,9 +56,12 @@ type stat struct {
 	state byte
 	group int
 	start uint64
+	// threads counts those that have not ended. A process whose first thread has ended is shown as a zombie while others still
+	// run, or are being killed; so long it keeps its memory, its files and its sockets.
+	threads int
 }
 
-func (s stat) dead() bool { return s.state == 'Z' || s.state == 'X' }
+func (s stat) dead() bool { return (s.state == 'Z' || s.state == 'X') && s.threads <= 1 }
 
 func readStat(pid int) (stat, error) {
 	if pid <= 0 {
@@ -90,7 +93,11 @@ func parseStat(pid int, b []byte) (stat, error) {
 	if err != nil {
 		return stat{}, ErrGone
 	}
-	return stat{pid: pid, state: f[0][0], group: group, start: start}, nil
+	threads, err := strconv.Atoi(f[17])
+	if err != nil {
+		return stat{}, ErrGone
+	}
+	return stat{pid: pid, state: f[0][0], group: group, start: start, threads: threads}, nil
 }
 
 // allStats reads the stat of every process.

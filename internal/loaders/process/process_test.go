@@ -20,7 +20,12 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(envHeadless) != "" {
+		goOnWithoutFirstThread()
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // tag is this run's alone: a run beside it would end its processes otherwise.
 var tag = fmt.Sprintf("processtest-%d", os.Getpid())
