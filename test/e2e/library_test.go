@@ -61,7 +61,7 @@ asyncio.run(main())
 
 // TestLibraryOfTheGuide runs the module of docs/migration.md, as it stands there, through what the guide's examples do, with
 // the guide's models file as it is shipped: only where the Hub is, and where /opt/models, is another place. Then both models
-// of that file are asked through the gateway.
+// of that file are asked through the gateway, and the engines try themselves.
 func TestLibraryOfTheGuide(t *testing.T) {
 	doc, err := os.ReadFile("../../docs/migration.md")
 	if err != nil {
@@ -81,7 +81,7 @@ func TestLibraryOfTheGuide(t *testing.T) {
 	yaml := filepath.Join(dir, "models.yaml")
 	write(t, yaml, []byte(strings.ReplaceAll(string(shipped), "/opt/models/my-custom", dir+"/my-custom")))
 	write(t, filepath.Join(dir, "llm_model_manager.py"), module[1])
-	s := start(t, filepath.Join(dir, "data"), yaml, append([]string{"HF_ENDPOINT=" + hub.URL, "HF_HOME=" + filepath.Join(dir, "hf"), "NO_PROXY=127.0.0.1", "no_proxy=127.0.0.1"}, python()...)...)
+	s := start(t, filepath.Join(dir, "data"), yaml, append([]string{"HF_ENDPOINT=" + hub.URL, "HF_HOME=" + filepath.Join(dir, "hf"), "NO_PROXY=127.0.0.1", "no_proxy=127.0.0.1"}, named()...)...)
 
 	cmd := exec.CommandContext(t.Context(), "python3", "-c", asInTheGuide, weights(t), strconv.FormatInt(parameters, 10))
 	cmd.Dir = dir
@@ -140,15 +140,52 @@ func TestLibraryOfTheGuide(t *testing.T) {
 		t.Errorf("a vector begins with %v", got[0][:3])
 	}
 	s.unloads(custom)
+	for _, engine := range []string{"transformers", "ollama"} {
+		s.selfTest(engine)
+	}
 	s.noEngines()
 }
 
-// python names the interpreter that has torch and transformers, where the tests are told of one.
-func python() []string {
-	if p := os.Getenv("LLMM_TEST_TRANSFORMERS_PYTHON"); p != "" {
-		return []string{"LLMM_TRANSFORMERS_PYTHON=" + p}
+// selfTest tries an engine with a tiny model, as its page does.
+func (s *server) selfTest(engine string) {
+	s.t.Helper()
+	var op struct {
+		ID      string
+		State   string
+		Outcome string
+		Stages  []struct{ Name, State, Message string }
 	}
-	return nil
+	s.call("POST", "/api/v1/engines/"+engine+"/self-test", map[string]any{"device": "cpu"}, http.StatusAccepted, &op)
+	for op.State == "queued" || op.State == "running" {
+		s.call("GET", "/api/v1/operations/"+op.ID+"?wait=60s", nil, http.StatusOK, &op)
+	}
+	answered := false
+	for _, stage := range op.Stages {
+		answered = answered || stage.Name == "ask" && stage.State == "done" && strings.HasPrefix(stage.Message, "Answered ")
+	}
+	if op.State != "succeeded" || !answered || !strings.Contains(op.Outcome, "works") {
+		s.t.Errorf("the self-test of %s: %+v", engine, op)
+	}
+	var left struct {
+		Models []struct {
+			ModelID string `json:"model_id"`
+		}
+	}
+	s.call("GET", "/api/v1/models?q=self-test", nil, http.StatusOK, &left)
+	if len(left.Models) > 0 {
+		s.t.Errorf("the self-test of %s leaves %v", engine, left.Models)
+	}
+}
+
+// named are the engines that the tests are told of; others are found where they were installed.
+func named() []string {
+	var env []string
+	for _, of := range [][2]string{{"LLMM_TEST_TRANSFORMERS_PYTHON", "LLMM_TRANSFORMERS_PYTHON"}, {"LLMM_TEST_OLLAMA", "LLMM_OLLAMA"}} {
+		if p := os.Getenv(of[0]); p != "" {
+			env = append(env, of[1]+"="+p)
+		}
+	}
+	return env
 }
 
 // embed asks for vectors of the tiny BERT's size through the gateway.
