@@ -47,17 +47,6 @@ class Wire:
             except RuntimeError:  # the loop has ended: so has the process, nearly
                 pass
 
-    def later(self, seconds, f):
-        """Has the loop call f. From any thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._loop.call_later, seconds, f)
-        except RuntimeError:  # the loop has ended
-            pass
-
-    def again(self, seconds, f):
-        """The same, from the loop itself."""
-        self._loop.call_later(seconds, f)
-
     def close(self):
         """Nothing is written any more. The connection stays open."""
         with self._lock:
@@ -136,21 +125,23 @@ class Gathered(Answering):
 class Streamed(Answering):
     """An event for each piece. The status is sent with the first, so that what fails before has a status of its own.
 
-    To write, and to wake the client, costs more than all else that a piece costs. Where pieces come faster than HOLD, those
-    of that time are written together: by the model's thread with the first piece after it, or by the loop, should none come.
+    To write, and to wake the client, costs more than all else that a piece costs. So a piece is held if the next step is
+    to be expected within HOLD of the last write; whatever that step brings, it is what writes the piece at the latest. No
+    timer watches over that: to wake the loop would take the interpreter's lock from the model again and again.
     """
 
     HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nTransfer-Encoding: chunked\r\n\r\n"
     HOLD = 0.008  # seconds; nobody sees less
 
-    def __init__(self, *args):
+    def __init__(self, *args, clock=time.monotonic):
         super().__init__(*args)
+        self._clock = clock
         self._begun = False
-        self._lock = threading.Lock()  # the loop may write what is held
-        self._held, self._written, self._timed = [], -1.0, False
+        self._held, self._written = [], 0.0
+        self._row, self._stepped, self._step = self._choices, 0.0, self.HOLD  # a step takes the rows in their order
 
     def _add(self, index, piece, usage):
-        with self._lock:
+        if piece.text or piece.finish is not None:
             if not self._begun:
                 self._held += [e for e in map(self._answer.first, range(self._choices)) if e is not None]
             self._held.append(self._answer.event(index, piece))
@@ -159,47 +150,37 @@ class Streamed(Answering):
                     self._held.append(self._answer.usage_event(usage))
                 self._end()
                 return
-            left = self._written + self.HOLD - time.monotonic()
-            if left <= 0:
-                self._write()
-            elif not self._timed:
-                self._timed = True
-                self.wire.later(left, self._tick)
+        now = self._clock()
+        if index <= self._row:  # the next step has begun; the one after it is taken to be as long as the last one was
+            if self._stepped:
+                self._step = now - self._stepped
+            self._stepped = now
+        self._row = index
+        # After a row's end its batch may be over, and the next step be long in coming.
+        if self._held and (now + self._step > self._written + self.HOLD or piece.finish is not None):
+            self._write(now)
 
-    def _tick(self):
-        """Called by the loop while pieces come quickly, so that to wait for each costs no change of threads."""
-        with self._lock:
-            left = self._written + self.HOLD - time.monotonic()
-            if left <= 0:
-                if not self._held:
-                    self._timed = False
-                    return
-                self._write()
-                left = self.HOLD
-        self.wire.again(left, self._tick)
-
-    def _write(self, end=b""):
+    def _write(self, now=0.0, end=b""):
         head = b"" if self._begun else self.HEAD
-        self._begun, self._written = True, time.monotonic()
+        self._begun, self._written = True, now
         held, self._held = self._held, []
         self.wire.write(head + chunk(held) + end)
 
     def _end(self):
-        self._held.append(b"[DONE]")
-        self._write(b"0\r\n\r\n")
+        self._held.append("[DONE]")
+        self._write(end=b"0\r\n\r\n")
 
     def _fail(self, error):
-        with self._lock:
-            if self._begun:
-                kind = "out_of_memory" if isinstance(error, OutOfMemory) else "server_error"
-                told = Refused(f"The engine failed in the middle of the answer: {str(error)[:300]}", kind=kind).body()
-                self._held.append(json.dumps(told).encode())
-                self._end()
-                error = None
+        if self._begun:
+            kind = "out_of_memory" if isinstance(error, OutOfMemory) else "server_error"
+            told = Refused(f"The engine failed in the middle of the answer: {str(error)[:300]}", kind=kind).body()
+            self._held.append(json.dumps(told))
+            self._end()
+            error = None
         self._finish(error)
 
 
 def chunk(events):
     """Events as one chunk of the body."""
-    data = b"".join(b"data: " + e + b"\n\n" for e in events)
-    return b"%x\r\n%s\r\n" % (len(data), data)
+    data = "".join(f"data: {e}\n\n" for e in events).encode()
+    return b"%x\r\n%b\r\n" % (len(data), data)

@@ -8,6 +8,7 @@ import math
 import time
 import uuid
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring as quoted  # what json.dumps does to a string, without its preparations
 from typing import Any, Dict, List, Optional
 
 from .rows import Sampling
@@ -253,7 +254,7 @@ class Answer:
         self._head = {"id": request.id, "object": object_name, "created": request.created, "model": model}
         # An event differs from the one before in its text only, so the rest is made once.
         start = json.dumps(self._head, ensure_ascii=False)[:-1]
-        self._before = [f'{start}, "choices": [{{"index": {i}, '.encode() for i in range(len(request.prompts) * request.n)]
+        self._before = [f'{start}, "choices": [{{"index": {i}, ' for i in range(len(request.prompts) * request.n)]
 
     def prompt(self, index):
         """The text of a prompt, for an answer that repeats it."""
@@ -263,23 +264,22 @@ class Answer:
         """The event that opens a choice."""
         if not self._r.chat:
             return None
-        return self._before[index] + b'"delta": {"role": "assistant", "content": ""}, "logprobs": null, "finish_reason": null}]}'
+        return self._before[index] + '"delta": {"role": "assistant", "content": ""}, "logprobs": null, "finish_reason": null}]}'
 
     def event(self, index, piece):
         """The event of a piece."""
-        text = json.dumps(piece.text, ensure_ascii=False).encode()
-        told = b"null"
+        text = quoted(piece.text)
+        told = "null"
         if self._r.sampling.logprobs is not None:
-            told = json.dumps(self.logprobs(piece.tokens, piece.logprobs), ensure_ascii=False).encode()
-        end = b"null" if piece.finish is None else json.dumps(piece.finish).encode()
-        if self._r.chat:
-            delta = b'"delta": {"content": ' + text + b"}" if piece.text else b'"delta": {}'
-        else:
-            delta = b'"text": ' + text
-        return self._before[index] + delta + b', "logprobs": ' + told + b', "finish_reason": ' + end + b"}]}"
+            told = json.dumps(self.logprobs(piece.tokens, piece.logprobs), ensure_ascii=False)
+        end = "null" if piece.finish is None else f'"{piece.finish}"'
+        if not self._r.chat:
+            return f'{self._before[index]}"text": {text}, "logprobs": {told}, "finish_reason": {end}}}]}}'
+        delta = f'{{"content": {text}}}' if piece.text else "{}"
+        return f'{self._before[index]}"delta": {delta}, "logprobs": {told}, "finish_reason": {end}}}]}}'
 
     def usage_event(self, usage):
-        return json.dumps({**self._head, "choices": [], "usage": usage}).encode()
+        return json.dumps({**self._head, "choices": [], "usage": usage})
 
     def whole(self, choices, usage):
         """choices: (text, tokens, logprobs, finish) of each, in order."""

@@ -37,7 +37,8 @@ class TokenLogprobs:
 
 @dataclass
 class Piece:
-    """What one step adds to a row's text. finish is set on the last: "stop" or "length"."""
+    """What one step adds to a row's text; nothing, and no tokens, while a character or a stop string is incomplete. finish is
+    set on the last: "stop" or "length"."""
 
     text: str
     tokens: List[int]
@@ -48,7 +49,7 @@ class Piece:
 
 @dataclass(eq=False)
 class Row:
-    """One text to generate. sink is called from the model's thread and must not block."""
+    """One text to generate. sink is called once a step, from the model's thread, and must not block."""
 
     prompt_ids: List[int]
     sampling: Sampling
@@ -92,10 +93,12 @@ class Row:
         elif finish is not None:
             text += self._stops.end()
         self.done = finish is not None
-        if text or self.done:
-            tokens, self._held_tokens = self._held_tokens, []
-            told, self._held_logprobs = self._held_logprobs, []
-            self.sink(Piece(text, tokens, told, finish))
+        if not text and not self.done:
+            self.sink(Piece("", [], []))
+            return
+        tokens, self._held_tokens = self._held_tokens, []
+        told, self._held_logprobs = self._held_logprobs, []
+        self.sink(Piece(text, tokens, told, finish))
 
     def fail(self, error):
         if self.done:

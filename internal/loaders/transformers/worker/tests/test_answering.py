@@ -21,15 +21,19 @@ class Kept:
     """A wire that keeps what was written."""
 
     def __init__(self):
-        self.writes, self.timers = [], []
+        self.writes = []
 
     def write(self, data):
         self.writes.append(data)
 
-    def later(self, seconds, f):
-        self.timers.append(f)
 
-    again = later
+class Clock:
+    """Milliseconds that pass when the test says so."""
+
+    now = 1000
+
+    def __call__(self):
+        return self.now / 1000
 
 
 def events(data):
@@ -43,17 +47,28 @@ def events(data):
 
 
 class StreamedTest(unittest.TestCase):
-    def stream(self, hold, **more):
-        self.ended = []
-        s = Streamed(request(**more), Answer(request(**more), "m", None), self.ended.append)
-        s.wire, s.HOLD = Kept(), hold
+    def stream(self, **more):
+        self.ended, self.clock = [], Clock()
+        s = Streamed(request(**more), Answer(request(**more), "m", None), self.ended.append, clock=self.clock)
+        s.wire = Kept()
         return s
 
+    def steps(self, s, pieces, apart, index=0):
+        """What is written with each piece, which come so many milliseconds apart."""
+        out = []
+        for text in pieces:
+            self.clock.now += apart
+            before = len(s.wire.writes)
+            s.sink(index)(Piece(text, [1] if text else [], [None] if text else []))
+            out.append(b"".join(s.wire.writes[before:]))
+        return out
+
     def test_every_piece_is_written_once_and_in_order(self):
-        for hold in (0, 3600):
-            s = self.stream(hold)
+        for apart in (0, 3, 9):
+            s = self.stream()
             take = s.sink(0)
             for i in range(9):
+                self.clock.now += apart
                 take(Piece(f"t{i}", [i], [None]))
             take(Piece("end", [9], [None], "length"))
             got = events(b"".join(s.wire.writes))
@@ -64,16 +79,52 @@ class StreamedTest(unittest.TestCase):
             self.assertEqual(self.ended, [None])
             # The first at once, the others at once or together.
             self.assertIn(b"t0", s.wire.writes[0])
-            self.assertEqual(len(s.wire.writes), 10 if hold == 0 else 2)
+            self.assertEqual(len(s.wire.writes), {0: 2, 3: 6, 9: 10}[apart])
+
+    def test_a_piece_is_held_only_if_the_next_step_comes_in_time(self):
+        s = self.stream()
+        self.assertEqual([w.count(b"data") for w in self.steps(s, "abcdefg", 3)], [1, 0, 2, 0, 2, 0, 2])
+        # A step that takes long writes what was held, and so do those after it, until they are quick again.
+        self.assertEqual([w.count(b"data") for w in self.steps(s, "hij", 20)], [1, 1, 1])
+        self.assertEqual([w.count(b"data") for w in self.steps(s, "klm", 1)], [0, 0, 0])
+
+    def test_a_step_without_text_writes_what_is_held(self):
+        s = self.stream()
+        self.assertEqual([w.count(b"data") for w in self.steps(s, "ab", 3)], [1, 0])
+        self.assertEqual([w.count(b"data") for w in self.steps(s, ["", "", ""], 3)], [1, 0, 0])
+
+    def test_the_rows_of_a_slow_step_do_not_wait_for_each_other(self):
+        s = self.stream(n=3)
+        for _ in range(4):
+            self.clock.now += 20
+            for row in range(3):
+                self.assertEqual([w.count(b"data") for w in self.steps(s, "x", 0.1, row)], [1])
+
+    def test_a_row_that_ends_leaves_nothing_held(self):
+        s = self.stream(n=2)
+        for row in (0, 1, 0, 1, 0):
+            self.steps(s, "x", 0.1, row)
+        s.sink(1)(Piece("y", [1], [None], "stop"))
+        self.assertEqual(b"".join(s.wire.writes).count(b"data"), 6)
+        self.assertEqual(self.ended, [])
+
+    def test_texts_are_quoted_as_json_quotes_them(self):
+        text = '\x00\x1f"\\/\u2028\x7fé漢😀\n'
+        for chat in (False, True):
+            s = self.stream(chat=chat)
+            s.sink(0)(Piece(text, [1], [None], "stop"))
+            told = [json.loads(e) for e in events(b"".join(s.wire.writes))[:-1]]
+            choice = told[1 if chat else 0]["choices"][0]
+            self.assertEqual((choice["delta"]["content"] if chat else choice["text"], choice["finish_reason"]), (text, "stop"))
 
     def test_an_error_before_anything_was_written_is_the_loops_to_tell(self):
-        s = self.stream(0)
+        s = self.stream()
         s.sink(0)(Piece("", [], [], None, OutOfMemory("full")))
         self.assertEqual(s.wire.writes, [])
         self.assertIsInstance(self.ended[0], OutOfMemory)
 
     def test_an_error_in_the_middle_comes_after_what_was_held(self):
-        s = self.stream(3600, n=2)
+        s = self.stream(n=2)
         s.sink(0)(Piece("a", [1], [None]))
         s.sink(1)(Piece("b", [1], [None]))
         s.sink(0)(Piece("", [], [], None, OutOfMemory("full")))
@@ -82,22 +133,6 @@ class StreamedTest(unittest.TestCase):
         self.assertEqual([json.loads(e)["choices"][0]["text"] for e in got[:2]], ["a", "b"])
         self.assertEqual(json.loads(got[2])["error"]["type"], "out_of_memory")
         self.assertEqual((got[3:], self.ended), ([b"[DONE]"], [None]))
-
-    def test_what_is_held_is_written_although_nothing_follows(self):
-        s = self.stream(3600)
-        take = s.sink(0)
-        for text in "abc":
-            take(Piece(text, [1], [None]))
-        self.assertEqual((len(s.wire.writes), len(s.wire.timers)), (1, 1))  # one timer, however many are held
-        s.HOLD = 0  # its time is over
-        s.wire.timers.pop()()
-        self.assertIn(b"b", s.wire.writes[1])
-        self.assertIn(b"c", s.wire.writes[1])
-        s.wire.timers.pop()()  # nothing came since: it ends
-        self.assertEqual((len(s.wire.writes), s.wire.timers), (2, []))
-        s.HOLD = 3600
-        take(Piece("d", [1], [None]))
-        self.assertEqual(len(s.wire.timers), 1)  # and begins anew
 
     def test_a_whole_answer_waits_for_all_choices(self):
         ended, r = [], request(stream=False, n=2)
@@ -112,31 +147,6 @@ class StreamedTest(unittest.TestCase):
 
 
 class WireTest(unittest.TestCase):
-    def test_a_client_gets_what_is_held_although_nothing_follows(self):
-        async def main():
-            ours, theirs = socket.socketpair()
-            theirs.settimeout(20)
-            _, writer = await asyncio.open_connection(sock=ours)
-            s = Streamed(request(), Answer(request(), "m", None), lambda error: None)
-            wire = s.wire = Wire(asyncio.get_running_loop(), writer)
-
-            def model():
-                s.sink(0)(Piece("first", [1], [None]))
-                s.sink(0)(Piece("second", [2], [None]))
-
-            def read():
-                got = b""
-                while b"second" not in got:
-                    got += theirs.recv(4096)
-
-            threading.Thread(target=model).start()
-            await asyncio.get_running_loop().run_in_executor(None, read)
-            wire.close()
-            writer.close()
-            theirs.close()
-
-        asyncio.run(main())
-
     def test_a_slow_client_gets_all_of_it(self):
         """More than the socket takes: the rest goes through the loop, in order, while the writing thread never waits."""
         pieces = [b"%06d" % i * 1000 for i in range(2000)]
