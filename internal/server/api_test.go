@@ -97,7 +97,7 @@ func TestGuide(t *testing.T) {
 		t.Errorf("the model says that %v is loaded, want %v", have, told)
 	}
 	w.member.get("/api/v1/models?q=llama-2").is(http.StatusOK).lacks(`"loaded":`)
-	w.viewer.get("/models/"+url.PathEscape(id)).is(http.StatusOK).has("1 M parameters, float32, 4 MiB, on cpu")
+	w.viewer.get("/models/" + url.PathEscape(id)).is(http.StatusOK).has("1 M parameters, float32, 4 MiB, on cpu")
 	w.member.json("DELETE", path, "").is(http.StatusForbidden) // members may not
 	w.admin.json("DELETE", path, "").is(http.StatusConflict)   // it is loaded
 	if w.member.json("POST", path+"/unload", "").is(http.StatusOK).field("unloaded") != any(true) {
