@@ -7,6 +7,7 @@ through it:
     __main__   reads the settings, opens the port, loads, serves
     control    tells the manager how far the load is, and why it failed
     folder     what the small files of a model say
+    early      what is wrong with them, before torch is imported
     loading    config, tokenizer, weights -> a model of torch
     onnx       the same for onnxruntime, without torch
     web        HTTP/1.1 on asyncio: one task a connection

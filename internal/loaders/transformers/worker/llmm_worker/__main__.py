@@ -6,6 +6,7 @@ Settings: port, path (the folder), file (within it, of an ONNX model), tokenizer
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -14,13 +15,16 @@ import sys
 import threading
 import traceback
 
-from . import troubles
+from . import early, troubles
 from .control import Control, Failure
 
 log = logging.getLogger("llmm.worker")
 
 
 def main():
+    # Imports make a million objects and next to no garbage: to look for some takes a seventh of a start. loading and onnx turn
+    # it on again before they read weights.
+    gc.disable()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     # It warns of a cast in every layer of every token.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
@@ -62,6 +66,8 @@ async def serve(settings, key, control):
 async def start(settings, key, control, loop, stop):
     """Opens the port, imports, loads. Slow steps run in a thread, so that SIGTERM is obeyed at once."""
     onnx = settings.get("format") == "onnx"
+    if not onnx:
+        early.check(settings)
     with needed(onnx):
         from . import web  # without torch: that a port is taken is learnt before seconds have passed
     server = web.Server(key, control)

@@ -20,7 +20,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer
 
 from . import encode, generate, troubles
-from .control import Failure
+from .control import Failure, imported
 from .folder import context_length, first_line, named_type, pooling, read_json, text_config
 
 log = logging.getLogger("llmm.loading")
@@ -214,8 +214,9 @@ def load(settings, control):
     with timed("tokenizer"):
         tokenizer = load_tokenizer(settings.get("tokenizer_path") or path, settings, config)
     device = choose_device(settings)
-    quantization = quantize(settings, device)
+    quantization = quantize(settings)
     cls, kind = choose_class(config, settings)
+    imported()
     control.stage("weights", f"Loading {cls.__name__}")
     with timed("weights"), told_progress(control):
         model = load_weights(cls, path, config, settings, device, quantization)
@@ -229,8 +230,6 @@ def load(settings, control):
 
 
 def load_config(path, settings):
-    if not os.path.isfile(os.path.join(path, "config.json")):
-        raise Failure("missing_file", f"There is no config.json in {path}", "Copy config.json from where the model came from.")
     raw = read_json(os.path.join(path, "config.json"))
     trusted = bool(settings.get("trust_remote_code"))
     if raw.get("auto_map") and not trusted and raw.get("model_type") not in known_types():
@@ -285,14 +284,11 @@ def choose_device(settings):
     return device
 
 
-def quantize(settings, device):
+def quantize(settings):
     """The quantization_config for quantization_bits, None without."""
     bits = int(settings.get("quantization_bits") or 0)
     if bits == 0:
         return None
-    if device == "cpu":
-        raise Failure("bad_parameter", f"quantization_bits {bits} needs a CUDA device: bitsandbytes is what does it, and it does not do so on the CPU here",
-                      "Leave quantization_bits out, or use a GGUF of the model with llama.cpp, which runs quantised on the CPU.")
     try:
         importlib.import_module("bitsandbytes")
     except Exception as e:

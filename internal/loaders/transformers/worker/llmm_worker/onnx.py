@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 
 from . import tokens
-from .control import Failure
+from .control import Failure, imported
 from .encode import normalized, padded
 from .folder import context_length, first_line, pooling, read_json
 from .jobs import Jobs
@@ -141,6 +141,7 @@ def load(settings, control):
     config = types.SimpleNamespace(**{k: v for k, v in raw.items() if isinstance(k, str)})
     control.stage("engine", "Loading the tokenizer")
     tokenizer = timed("tokenizer", lambda: load_tokenizer(settings, places))
+    imported()
     control.stage("weights", f"Loading {os.path.basename(graph)}")
     session = timed("weights", lambda: open_session(graph, settings, provider))
     kind, output = purpose(session, config, tokenizer, settings)
