@@ -202,8 +202,7 @@ func ensureTeam(db *gorm.DB, name string, now time.Time) error {
 
 // ListTeams returns every team in the order of their names.
 func (s *Store) ListTeams(ctx context.Context) ([]registry.Team, error) {
-	var rows []teamRow
-	err := s.read(ctx).Order("name").Find(&rows).Error
+	rows, err := scanRows(s.readAll(ctx).Raw("SELECT name, created_at FROM teams ORDER BY name"), func(r *teamRow) []any { return []any{&r.Name, &r.Created} })
 	out := make([]registry.Team, len(rows))
 	for i, r := range rows {
 		out[i] = registry.Team{Name: r.Name, CreatedAt: fromNanos(r.Created)}

@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"database/sql"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -49,8 +48,9 @@ func (s *Store) buildIndex(rows *sql.Rows, more bool) (err error) {
 		if err := fromJSON(tagsJSON, &tags); err != nil {
 			return err
 		}
-		out.add(searchText(key, description, tags, path), v.teamNumber(team),
-			sourceNumber(registry.SourceType(source)), statusNumber(registry.Status(status)))
+		of, from, is := v.teamNumber(team), sourceNumber(registry.SourceType(source)), statusNumber(registry.Status(status))
+		out.add(searchText(key, description, tags, path), of, from, is)
+		v.tallies.add(of, from, is, 1)
 		v.count++
 		if out.len() == blockSize {
 			v.blocks = out.appendSplit(v.blocks, &m)
@@ -61,10 +61,6 @@ func (s *Store) buildIndex(rows *sql.Rows, more bool) (err error) {
 		return err
 	}
 	v.blocks = out.appendSplit(v.blocks, &m)
-	if v.count > 10_000 {
-		// Reading so many rows leaves garbage about as large as the index. An idle server would keep it for minutes.
-		defer debug.FreeOSMemory()
-	}
 	select {
 	case s.turn <- struct{}{}:
 	case <-s.closing:

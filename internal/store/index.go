@@ -49,9 +49,10 @@ func (x *index) apply(changes []change) {
 
 // version is the index at one moment. It never changes.
 type version struct {
-	blocks []*block
-	count  int
-	teams  map[string]uint32 // numbers for the blocks
+	blocks  []*block
+	count   int
+	teams   map[string]uint32 // numbers for the blocks
+	tallies tallies
 }
 
 // block holds models in the order of their keys. Model i's text is text[start[i]:start[i+1]]: the key, the
@@ -206,7 +207,7 @@ func searchText(key, description string, tags []string, path string) []byte {
 func (v *version) with(changes []change) *version {
 	changes = slices.Clone(changes)
 	slices.SortStableFunc(changes, func(a, b change) int { return strings.Compare(a.key, b.key) })
-	next := &version{teams: v.teams, count: v.count, blocks: make([]*block, 0, len(v.blocks)+1)}
+	next := &version{teams: v.teams, count: v.count, tallies: v.tallies.next(), blocks: make([]*block, 0, len(v.blocks)+1)}
 	var m *slabs
 	if len(changes) >= manyChanges {
 		m = &slabs{}
@@ -226,7 +227,7 @@ func (v *version) with(changes []change) *version {
 		}
 		changes = changes[len(mine):]
 		if b.len() > 0 && len(mine) == 1 && mine[0].kind == changeStatus {
-			next.blocks = append(next.blocks, b.withStatus(mine[0]))
+			next.blocks = append(next.blocks, next.withStatus(b, mine[0]))
 		} else {
 			next.rebuild(b, mine, m)
 		}
@@ -235,12 +236,15 @@ func (v *version) with(changes []change) *version {
 	return next
 }
 
-// withStatus shares everything but the statuses: the most frequent change costs the least.
-func (b *block) withStatus(c change) *block {
+// withStatus returns b with one status changed. It shares everything but the statuses: the most frequent change costs
+// the least.
+func (v *version) withStatus(b *block, c change) *block {
 	i, found := b.find(c.key)
 	if !found {
 		return b
 	}
+	v.tallies.add(b.team[i], b.source[i], b.status[i], -1)
+	v.tallies.add(b.team[i], b.source[i], c.status, 1)
 	out := *b
 	out.status = slices.Clone(b.status)
 	out.status[i] = c.status
@@ -265,6 +269,7 @@ func (v *version) rebuild(b *block, changes []change, m *slabs) {
 		var source, status uint8
 		if i < b.len() && string(b.key(i)) == key {
 			text, team, source, status = b.entry(i), b.team[i], b.source[i], b.status[i]
+			v.tallies.add(team, source, status, -1)
 			i++
 		}
 		for ; len(changes) > 0 && changes[0].key == key; changes = changes[1:] {
@@ -279,6 +284,7 @@ func (v *version) rebuild(b *block, changes []change, m *slabs) {
 		}
 		if text != nil {
 			out.add(text, team, source, status)
+			v.tallies.add(team, source, status, 1)
 		}
 	}
 	for ; i < b.len(); i++ {

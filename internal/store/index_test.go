@@ -24,7 +24,7 @@ func TestIndexAgainstMap(t *testing.T) {
 			var batch []change
 			for range rapid.SampledFrom([]int{1, 2, 30, 300}).Draw(t, "changes") {
 				c := change{key: fmt.Sprintf("k%03d", rapid.IntRange(0, 400).Draw(t, "key")), kind: rapid.SampledFrom([]changeKind{changePut, changePut, changeDelete, changeStatus}).Draw(t, "kind"),
-					team: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "team"), source: 1, status: rapid.Uint8Range(1, 3).Draw(t, "status")}
+					team: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "team"), source: rapid.Uint8Range(1, 2).Draw(t, "source"), status: rapid.Uint8Range(1, 3).Draw(t, "status")}
 				c.text = searchText(c.key, rapid.SampledFrom([]string{"", "red", "blue"}).Draw(t, "description"), nil, c.key)
 				batch = append(batch, c)
 				was, there := want[c.key]
@@ -43,12 +43,13 @@ func TestIndexAgainstMap(t *testing.T) {
 			if keys, _, total, _ := old.search(ListQuery{Limit: MaxLimit}); total != len(oldKeys) || !slices.Equal(keys, oldKeys) {
 				t.Fatalf("an older version changed")
 			}
-			for _, q := range []ListQuery{{}, {Q: "red"}, {Q: "k1 blue", Team: "b"}, {Status: registry.Statuses[1]}, {After: "k200", Teams: []string{"a", "c"}}, {After: "k2005", Q: "e"}} {
+			for _, q := range []ListQuery{{}, {Q: "red"}, {Q: "k1 blue", Team: "b"}, {Status: registry.Statuses[1]}, {Status: registry.Statuses[1], SourceType: registry.SourceTypes[0], Team: "a", After: "k100"}, {SourceType: registry.SourceTypes[1], NoTotal: true}, {Status: registry.Statuses[5]}, {After: "k200", Teams: []string{"a", "c"}}, {After: "k2005", Q: "e"}} {
 				q.Limit = rapid.IntRange(1, 50).Draw(t, "limit")
 				var match, expect []string
 				for _, k := range slices.Sorted(maps.Keys(want)) {
 					c := want[k]
-					ok := (q.Team == "" || q.Team == c.team) && (q.Teams == nil || slices.Contains(q.Teams, c.team)) && (q.Status == "" || statusNumber(q.Status) == c.status)
+					ok := (q.Team == "" || q.Team == c.team) && (q.Teams == nil || slices.Contains(q.Teams, c.team)) && (q.Status == "" || statusNumber(q.Status) == c.status) &&
+						(q.SourceType == "" || sourceNumber(q.SourceType) == c.source)
 					for w := range strings.FieldsSeq(q.Q) {
 						ok = ok && strings.Contains(string(c.text), w)
 					}
@@ -60,7 +61,7 @@ func TestIndexAgainstMap(t *testing.T) {
 					}
 				}
 				keys, more, total, capped := v.search(q)
-				if diff := cmp.Diff(expect[:min(len(expect), q.Limit)], append(expect[:0:0], keys...)); diff != "" || more != (len(expect) > q.Limit) || total != len(match) || capped {
+				if diff := cmp.Diff(expect[:min(len(expect), q.Limit)], append(expect[:0:0], keys...)); diff != "" || more != (len(expect) > q.Limit) || (total != len(match) && !q.NoTotal) || capped {
 					t.Fatalf("%+v: more %v, total %d of %d (-want +got):\n%s", q, more, total, len(match), diff)
 				}
 			}
@@ -129,6 +130,38 @@ func checkVersion(t rapid.TB, v *version) {
 	}
 	if count != v.count {
 		t.Fatalf("%d models, counted %d", count, v.count)
+	}
+	var counted, kept []tally
+	for _, b := range v.blocks {
+		for i := range b.len() {
+			for len(counted) <= int(b.team[i]) {
+				counted = append(counted, tally{})
+			}
+			counted[b.team[i]][b.source[i]][b.status[i]]++
+		}
+	}
+	for _, of := range v.tallies.of {
+		if of == nil {
+			of = &tally{}
+		}
+		kept = append(kept, *of)
+	}
+	for len(kept) < len(counted) {
+		kept = append(kept, tally{})
+	}
+	for len(counted) < len(kept) {
+		counted = append(counted, tally{}) // of teams whose models are all gone
+	}
+	if diff := cmp.Diff(counted, kept); diff != "" {
+		t.Fatalf("the tallies are not what the blocks have (-blocks +tallies):\n%s", diff)
+	}
+}
+
+// TestTallyHasRoom holds the size of a tally to the sources and statuses that there are; 0 is for none of them.
+func TestTallyHasRoom(t *testing.T) {
+	var of tally
+	if len(of) <= len(registry.SourceTypes) || len(of[0]) <= len(registry.Statuses) {
+		t.Errorf("a tally has room for %d × %d; there are %d sources and %d statuses", len(of), len(of[0]), len(registry.SourceTypes), len(registry.Statuses))
 	}
 }
 

@@ -118,37 +118,25 @@ func (s *Store) Listed(ctx context.Context, id string) (Listed, error) {
 	return found[0], nil
 }
 
-// listed reads the models of these keys with their runtimes, in the order of the keys, all as they are at one moment.
-// Keys without a model are passed over.
+// listed reads the models of these keys, which are sorted, with their runtimes, in the order of the keys, all as they are
+// at one moment. Keys without a model are passed over.
 func listed(db *gorm.DB, keys []string) ([]Listed, error) {
 	in, err := toJSON(&keys)
 	if err != nil {
 		return nil, err
 	}
-	rows, err := scanRows(db.Raw(selectListed, in), (*listedRow).fields)
-	if err != nil {
-		return nil, err
-	}
-	byKey := make(map[string]*listedRow, len(rows))
-	for i := range rows {
-		byKey[rows[i].model.FoldID] = &rows[i]
-	}
-	out := make([]Listed, 0, len(keys))
-	for _, k := range keys {
-		row, ok := byKey[k]
-		if !ok {
-			continue
+	// The rows come in any order. found[i] is the model of keys[i]; it has no id where there is none.
+	found := make([]Listed, len(keys))
+	err = eachRow(db.Raw(selectListed, in), (*listedRow).fields, func(row *listedRow) (err error) {
+		if at, ok := slices.BinarySearch(keys, row.model.FoldID); ok {
+			found[at], err = listedOf(&row.model, &row.runtime)
 		}
-		l, err := listedOf(row.model, row.runtime)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, l)
-	}
-	return out, nil
+		return err
+	})
+	return slices.DeleteFunc(found, func(l Listed) bool { return l.ModelID == "" }), err
 }
 
-func listedOf(row modelRow, rt runtimeRow) (Listed, error) {
+func listedOf(row *modelRow, rt *runtimeRow) (Listed, error) {
 	rec, err := row.record()
 	if err != nil {
 		return Listed{}, err
@@ -172,14 +160,17 @@ func (v *version) search(q ListQuery) (keys []string, more bool, hits int, cappe
 	if !possible {
 		return nil, false, 0, false
 	}
-	enough := len(v.blocks) * blockSize // never reached: without words, counting is cheap
+	// Without words the total is known beforehand, and the page ends the search.
+	enough, known := -1, 0
 	switch {
-	case q.NoTotal:
-		enough = -1
-	case len(f.words) > 0:
+	case len(f.words) > 0 && !q.NoTotal:
 		enough = countedHits
+	case len(f.words) == 0:
+		if known = v.tallies.count(f); known == 0 {
+			return nil, false, 0, false
+		}
 	}
-	total, everything := 0, f.asksNothing()
+	total := 0
 	after, first := fold(q.After), 0
 	if after != "" {
 		// The page begins in the last block whose first key is not after it.
@@ -198,18 +189,18 @@ func (v *version) search(q ListQuery) (keys []string, more bool, hits int, cappe
 					more = true
 				}
 			})
-		case total <= enough && !everything: // one more than enough shows that it is not all
+		case total <= enough: // one more than enough shows that it is not all
 			b.each(f, func(int) { total++ })
 		}
-		if more && (total > enough || everything) {
+		if (more && total > enough) || (total == known && known > 0) {
 			break
 		}
 	}
 	switch {
 	case q.NoTotal:
 		return keys, more, 0, false
-	case everything:
-		return keys, more, v.count, false
+	case len(f.words) == 0:
+		return keys, more, known, false
 	}
 	return keys, more, min(total, enough), total > enough
 }
@@ -261,11 +252,6 @@ func (v *version) filter(q ListQuery) (*filter, bool) {
 func (f *filter) match(b *block, i int) bool {
 	return (f.status == 0 || b.status[i] == f.status) && (f.source == 0 || b.source[i] == f.source) &&
 		(f.teams == nil || f.teams[b.team[i]])
-}
-
-// asksNothing reports whether every model passes the filter.
-func (f *filter) asksNothing() bool {
-	return len(f.words) == 0 && f.status == 0 && f.source == 0 && f.teams == nil
 }
 
 // each calls fn with every model of the block that passes the filter, in order.

@@ -73,17 +73,29 @@ var selectListed = func() string {
 
 // scanRows reads every row of a query into R, column by column.
 func scanRows[R any](query *gorm.DB, fields func(*R) []any) (out []R, err error) {
+	err = eachRow(query, fields, func(r *R) error {
+		out = append(out, *r)
+		return nil
+	})
+	return out, err
+}
+
+// eachRow reads every row of a query into the same R, column by column, and calls fn with it.
+func eachRow[R any](query *gorm.DB, fields func(*R) []any, fn func(*R) error) error {
 	rows, err := query.Rows()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = rows.Close() }() // Err below says what went wrong, if anything did
+	var r R
+	into := fields(&r)
 	for rows.Next() {
-		var r R
-		if err := rows.Scan(fields(&r)...); err != nil {
-			return nil, err
+		if err := rows.Scan(into...); err != nil {
+			return err
 		}
-		out = append(out, r)
+		if err := fn(&r); err != nil {
+			return err
+		}
 	}
-	return out, rows.Err()
+	return rows.Err()
 }
