@@ -16,21 +16,34 @@ type cgroupMemory struct {
 // unlimited is where a limit is none: cgroup v1 writes the largest multiple of the page size below 2^63.
 const unlimited = 1 << 62
 
-// readCgroup reads the memory limits of this process's cgroup and of all above it, in version 1 or 2, from the tree at
-// root ("/" on a real machine). What a cgroup has left is limit − (current − inactive_file): pages of files that nobody
-// used lately are given back before anything is refused. Whatever is absent or cannot be understood is no limit.
-func readCgroup(root fs.FS) cgroupMemory {
+// cgroupPlace is where the memory of this process is controlled.
+type cgroupPlace struct {
+	mount, within string // below the root; our own is within the mount
+	version       int    // 1 or 2; 0 where there is none
+}
+
+// findCgroup finds our cgroup in the tree at root ("/" on a real machine).
+func findCgroup(root fs.FS) cgroupPlace {
 	own, version := ownCgroup(root)
 	if version == 0 {
-		return cgroupMemory{}
+		return cgroupPlace{}
 	}
 	mount, within, ok := cgroupMount(root, version, own)
 	if !ok {
+		return cgroupPlace{}
+	}
+	return cgroupPlace{mount, within, version}
+}
+
+// readCgroup reads the memory limits of this process's cgroup and of all above it, in version 1 or 2. What a cgroup has
+// left is limit − (current − inactive_file): pages of files that nobody used lately are given back before anything is
+// refused. Whatever is absent or cannot be understood is no limit.
+func readCgroup(root fs.FS, at cgroupPlace) (found cgroupMemory) {
+	if at.version == 0 {
 		return cgroupMemory{}
 	}
-	var found cgroupMemory
-	for {
-		if limit, left, ok := cgroupLevel(root, path.Join(mount, within), version); ok {
+	for within := at.within; ; within = path.Dir(within) {
+		if limit, left, ok := cgroupLevel(root, path.Join(at.mount, within), at.version); ok {
 			if found.limit == 0 || left < found.available {
 				found.available = left
 			}
@@ -41,7 +54,6 @@ func readCgroup(root fs.FS) cgroupMemory {
 		if within == "/" || within == "." || within == "" {
 			return found
 		}
-		within = path.Dir(within)
 	}
 }
 

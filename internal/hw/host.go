@@ -23,12 +23,18 @@ type Host struct {
 	root  fs.FS
 	disks []*diskProbe
 
+	cgroup  cgroupPlace // as it was found at foundAt
+	foundAt time.Time
+
 	busy, total float64 // seconds of all CPUs since boot, at the last reading
 	percent     float64
 	readAt      time.Time
 }
 
 var _ HostReader = (*Host)(nil)
+
+// findCgroupEvery is how often it is looked for the cgroup that this process is in.
+const findCgroupEvery = 30 * time.Second
 
 // NewHost makes a reader of this machine. Each path is shown with the file system it is on; one that does not exist yet
 // with that of the nearest folder above it that does.
@@ -46,11 +52,15 @@ func (h *Host) Read() (registry.Host, error) {
 	if err != nil {
 		return registry.Host{}, fmt.Errorf("read /proc/meminfo: %w", err)
 	}
+	// The list of all mounts is long, and hardly a process is ever moved into another cgroup.
+	if time.Since(h.foundAt) > findCgroupEvery {
+		h.cgroup, h.foundAt = findCgroup(h.root), time.Now()
+	}
 	out := limited(registry.Host{
 		RAMTotal:     signed(m.Total),
 		RAMAvailable: signed(m.Available),
 		CPUs:         runtime.GOMAXPROCS(0), // the runtime follows affinity and the cgroup's quota
-	}, readCgroup(h.root))
+	}, readCgroup(h.root, h.cgroup))
 	out.CPUPercent = h.cpuPercent()
 	for _, d := range h.disks {
 		if usage, ok := d.read(); ok {

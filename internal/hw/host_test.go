@@ -87,7 +87,8 @@ func TestCgroup(t *testing.T) {
 		{"no mountinfo", map[string]string{"proc/self/cgroup": "rubbish\n0::/\n"}, 0, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got := readCgroup(tree(tc.files))
+			root := tree(tc.files)
+			got := readCgroup(root, findCgroup(root))
 			if got.limit != tc.limit || got.available != tc.available {
 				t.Errorf("limit %d, available %d; want %d, %d", got.limit, got.available, tc.limit, tc.available)
 			}
