@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -110,7 +111,7 @@ func loadedOf(rt registry.Runtime) *loadedModel {
 }
 
 // apiModelOf shows a model to the caller: without secrets, and without log lines for who may not read logs.
-func (s *Server) apiModelOf(c echo.Context, l manager.Listed) apiModel {
+func (s *Server) apiModelOf(c echo.Context, l *manager.Listed) apiModel {
 	m := apiModel{
 		Record: l.Record, Status: l.Status, Device: l.Device, Engine: l.Record.Engine, LoadedEngine: l.Runtime.Engine, Unwell: l.Runtime.Unwell, Percent: l.Percent, RequestsPerMin: l.PerMinute,
 		Failure: l.Runtime.Failure, OperationID: l.Runtime.OperationID, LastUsedAt: l.Runtime.LastUsedAt,
@@ -138,24 +139,31 @@ func (s *Server) apiModelOf(c echo.Context, l manager.Listed) apiModel {
 
 // MarshalJSON writes the guide's optional fields as null where they are not given, as a Python client expects.
 func (m apiModel) MarshalJSON() ([]byte, error) {
+	var b bytes.Buffer
+	err := m.writeTo(&b, json.NewEncoder(&b))
+	return b.Bytes(), err
+}
+
+// writeTo appends the model to b, as MarshalJSON says. The encoder is one that writes to b.
+func (m *apiModel) writeTo(b *bytes.Buffer, enc *json.Encoder) error {
 	type plain apiModel
-	b, err := json.Marshal(plain(m))
-	if err != nil {
-		return nil, err
+	if err := enc.Encode((*plain)(m)); err != nil {
+		return err
 	}
-	var nulls []string
-	for name, missing := range map[string]bool{
-		"quantization_bits": m.QuantizationBits == 0, "required_gpu_memory_mb": m.RequiredGPUMemoryMB == 0, "required_ram_mb": m.RequiredRAMMB == 0,
-		"tokenizer_path": m.TokenizerPath == "", "custom_loader_params": len(m.CustomLoaderParams) == 0,
+	b.Truncate(b.Len() - len("}\n"))
+	for _, f := range []struct {
+		name    string
+		missing bool
+	}{
+		{"quantization_bits", m.QuantizationBits == 0}, {"required_gpu_memory_mb", m.RequiredGPUMemoryMB == 0}, {"required_ram_mb", m.RequiredRAMMB == 0},
+		{"tokenizer_path", m.TokenizerPath == ""}, {"custom_loader_params", len(m.CustomLoaderParams) == 0},
 	} {
-		if missing {
-			nulls = append(nulls, strconv.Quote(name)+":null")
+		if f.missing {
+			b.WriteString(`,"` + f.name + `":null`)
 		}
 	}
-	if len(nulls) == 0 {
-		return b, nil
-	}
-	return append(append(b[:len(b)-1], ','), append([]byte(strings.Join(nulls, ",")), '}')...), nil
+	b.WriteByte('}')
+	return nil
 }
 
 func intParam(c echo.Context, name string, def, hi int) (int, error) {
@@ -205,19 +213,22 @@ func (s *Server) listModels(c echo.Context) error {
 		return err
 	}
 	// Put together by hand: encoding/json would check and copy what each model's MarshalJSON gives once more.
-	out := []byte(`{"models":[`)
-	for i, l := range page.Items {
-		m, err := s.apiModelOf(c, l).MarshalJSON()
-		if err != nil {
+	out := buffers.take()
+	defer buffers.giveBack(out)
+	enc := json.NewEncoder(out)
+	out.WriteString(`{"models":[`)
+	var m apiModel
+	for i := range page.Items {
+		if i > 0 {
+			out.WriteByte(',')
+		}
+		m = s.apiModelOf(c, &page.Items[i])
+		if err := m.writeTo(out, enc); err != nil {
 			return err
 		}
-		if i > 0 {
-			out = append(out, ',')
-		}
-		out = append(out, m...)
 	}
-	out = fmt.Appendf(out, `],"next":%s,"total":%d,"total_capped":%t}`, next, page.Total, page.Capped)
-	return c.JSONBlob(http.StatusOK, append(out, '\n'))
+	fmt.Fprintf(out, `],"next":%s,"total":%d,"total_capped":%t}`+"\n", next, page.Total, page.Capped)
+	return sendWhole(c, http.StatusOK, echo.MIMEApplicationJSON, out.Bytes())
 }
 
 func oneOf[S ~string](name string, v S, all []S) error {
@@ -323,7 +334,7 @@ func (s *Server) put(c echo.Context, m registry.Model, register bool) error {
 		status = http.StatusCreated
 		c.Response().Header().Set("Location", "/api/v1/models/"+escape(rec.ModelID))
 	}
-	return c.JSON(status, s.apiModelOf(c, got))
+	return c.JSON(status, s.apiModelOf(c, &got))
 }
 
 // register applies the policy to a registration or an edit, stores it and writes the audit. Pages and API share it.
@@ -396,7 +407,7 @@ func (s *Server) getModel(c echo.Context) error {
 	}
 	tag := etag(got.Record)
 	c.Response().Header().Set("ETag", tag)
-	m := s.apiModelOf(c, got)
+	m := s.apiModelOf(c, &got)
 	m.Loaded = loadedOf(got.Runtime)
 	if got.Runtime.State == registry.RuntimeReady {
 		m.Activity = got.Runtime.Activity

@@ -319,5 +319,5 @@ func (s *Server) setRegistration(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.JSON(http.StatusOK, s.apiModelOf(c, got))
+	return c.JSON(http.StatusOK, s.apiModelOf(c, &got))
 }

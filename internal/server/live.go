@@ -27,6 +27,7 @@ const (
 	sparkPoints = 120 // six minutes
 
 	enginesFor = time.Minute      // how long what was found of the engines is believed
+	pendingFor = time.Second      // and when one of them has not answered yet
 	usesFor    = 3 * time.Second  // and which models use one
 	planFor    = 5 * time.Second  // how long a plan is shown before it is made again
 	silentFor  = 30 * time.Second // how long a source that did not answer in time is left alone
@@ -144,14 +145,22 @@ func (b *liveBook) engines(ctx context.Context) []registry.EngineStatus {
 		return known
 	}
 	of := b.s.Manager.EngineChanges()
-	found := b.s.Manager.Engines(ctx)
+	found := b.s.Manager.EnginesSoon(ctx)
 	if ctx.Err() != nil {
 		return found // cut short: not to be believed by others
 	}
 	b.foundMu.Lock()
 	defer b.foundMu.Unlock()
-	b.found, b.foundAt, b.foundOf = found, b.s.Now(), of
+	b.found, b.foundAt, b.foundOf = found, b.believedFrom(slices.ContainsFunc(found, func(e registry.EngineStatus) bool { return e.Pending })), of
 	return slices.Clone(found)
+}
+
+// believedFrom is from when what was found is believed for enginesFor: what is pending, only for a moment longer.
+func (b *liveBook) believedFrom(pending bool) time.Time {
+	if pending {
+		return b.s.Now().Add(pendingFor - enginesFor)
+	}
+	return b.s.Now()
 }
 
 // recall returns the engines as they were last found, nil if they never were, and whether that may still be believed.
@@ -535,7 +544,7 @@ func (s *Server) liveModels(c echo.Context, t *touched) ([]part, error) {
 			if err != nil {
 				continue // deleted in this moment
 			}
-			rows = append(rows, partials.ModelRow(s.row(c, l, res), true))
+			rows = append(rows, partials.ModelRow(s.row(&l, canIn(c.Request().Context(), l.Team), res), true))
 		}
 		if t.changed {
 			f := view.Filter{Q: c.QueryParam("q"), Status: c.QueryParam("status"), Team: c.QueryParam("team"), Source: c.QueryParam("source_type")}

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"net/http"
@@ -114,12 +113,13 @@ const maxForm = 1 << 20
 // html answers with a component. It is rendered before anything is sent, so that a fault becomes an error page and not
 // half a page.
 func html(c echo.Context, status int, page templ.Component) error {
-	var b bytes.Buffer
-	if err := page.Render(c.Request().Context(), &b); err != nil {
+	b := buffers.take()
+	defer buffers.giveBack(b)
+	if err := page.Render(c.Request().Context(), b); err != nil {
 		return err
 	}
 	c.Response().Header().Set("Vary", "HX-Request")
-	return c.HTMLBlob(status, b.Bytes())
+	return sendWhole(c, status, echo.MIMETextHTMLCharsetUTF8, b.Bytes())
 }
 
 // swaps is the id of the element that the answer replaces: "" when the answer is a whole page.

@@ -59,9 +59,14 @@ func (s *Server) models(c echo.Context) (view.Models, error) {
 		return v, err
 	}
 	v.Next = page.Next
-	res := s.Manager.Resources()
-	for _, l := range page.Items {
-		v.Rows = append(v.Rows, s.row(c, l, res))
+	res, can := s.Manager.Resources(), map[string]view.Can{}
+	v.Rows = make([]view.ModelRow, len(page.Items))
+	for i := range page.Items {
+		l := &page.Items[i]
+		if _, known := can[l.Team]; !known {
+			can[l.Team] = canIn(ctx, l.Team)
+		}
+		v.Rows[i] = s.row(l, can[l.Team], res)
 	}
 	return v, nil
 }
@@ -79,10 +84,11 @@ func (s *Server) visibleTeams(c echo.Context) ([]string, error) {
 	return out, nil
 }
 
-func (s *Server) row(c echo.Context, l manager.Listed, res registry.Resources) view.ModelRow {
+// row is the model's line in a list; can is what the caller may do with it.
+func (s *Server) row(l *manager.Listed, can view.Can, res registry.Resources) view.ModelRow {
 	return view.RowOf(view.RowInput{
 		Record: l.Record, Runtime: l.Runtime, Percent: l.Percent, Largest: largest(res), Requests: float64(l.PerMinute),
-		Can: canIn(c.Request().Context(), l.Team), Now: s.Now(),
+		Can: can, Now: s.Now(),
 	})
 }
 
@@ -239,7 +245,7 @@ func (s *Server) modelAnswer(c echo.Context) error {
 		if err != nil {
 			return err
 		}
-		return html(c, http.StatusOK, partials.ModelRow(s.row(c, l, s.Manager.Resources()), false))
+		return html(c, http.StatusOK, partials.ModelRow(s.row(&l, canIn(c.Request().Context(), l.Team), s.Manager.Resources()), false))
 	}
 	v, err := s.modelPage(c, id, lookForPage)
 	if err != nil {

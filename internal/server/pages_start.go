@@ -135,7 +135,7 @@ func (s *Server) overview(c echo.Context) (view.Overview, error) {
 			return v, err
 		}
 		for _, l := range page.Items {
-			v.Loaded = append(v.Loaded, s.row(c, l, res))
+			v.Loaded = append(v.Loaded, s.row(&l, canIn(c.Request().Context(), l.Team), res))
 		}
 	}
 	if v.Needs, v.Page.Needs, err = s.needs(c); err != nil {
@@ -235,7 +235,7 @@ func (s *Server) adminNeeds(ctx context.Context) (out []view.Need) {
 	usable, installable := false, ""
 	engines := s.live.knownEngines(ctx)
 	for _, e := range engines {
-		usable = usable || e.Usable && e.Here()
+		usable = usable || (e.Usable || e.Pending) && e.Here()
 		if e.Installable && installable == "" {
 			installable = e.Title
 		}

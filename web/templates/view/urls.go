@@ -1,7 +1,7 @@
 package view
 
 import (
-	"fmt"
+	"encoding/hex"
 	"hash/fnv"
 	"net/url"
 	"strings"
@@ -55,7 +55,7 @@ func Segment(s string) string {
 func RowID(id string) string {
 	h := fnv.New64a()
 	h.Write([]byte(id))
-	return fmt.Sprintf("m-%016x", h.Sum64())
+	return string(hex.AppendEncode([]byte("m-"), h.Sum(nil)))
 }
 
 // storedQuery names a stored revision in an address.
