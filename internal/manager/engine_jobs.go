@@ -60,7 +60,7 @@ func (m *Manager) beginEngineJob(kind registry.OperationKind, info loaders.Info,
 		m.ForgetEngines()
 		t.finish(err, outcome)
 		if l, err := m.engine(info.Name); err == nil && m.ctx.Err() == nil {
-			m.bus.Publish(registry.EventEngine, info.Name, m.engineStatus(m.ctx, l))
+			m.bus.Publish(registry.EventEngine, info.Name, m.engineStatus(m.ctx, m.ctx, l))
 		}
 	})
 	return t.snapshot(), nil
@@ -95,7 +95,7 @@ func (m *Manager) InstallEngine(ctx context.Context, name, actor string) (regist
 
 // installedSentence says how an installation ended. Older versions that nothing needs any more are removed.
 func (m *Manager) installedSentence(ctx context.Context, l loaders.Loader) string {
-	st := m.engineStatus(ctx, l)
+	st := m.engineStatus(ctx, ctx, l)
 	says := fmt.Sprintf("%s %s is installed.", st.Title, st.Offered)
 	if !st.Usable {
 		return says + " It cannot be used: " + st.Problem
@@ -129,7 +129,7 @@ func (m *Manager) RemoveEngine(ctx context.Context, name, version, actor string)
 	if err != nil {
 		return registry.Operation{}, err
 	}
-	st := m.engineStatus(ctx, l)
+	st := m.engineStatus(ctx, ctx, l)
 	if len(st.Installed) == 0 {
 		switch {
 		case st.Usable && st.Installable:

@@ -2,6 +2,7 @@ package manager
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -17,6 +18,12 @@ const (
 	checkedWait = 20 * time.Second       // so long a choice waits for any; what one says later is for the next choice
 	checkAtMost = 2 * time.Minute        // a program that does not say its version by then counts as one that cannot be used
 )
+
+// pageWait is how long a page waits for engines. What answers later is filled in.
+const pageWait = time.Second
+
+// errNotYet is that of an engine that has not answered when the time to wait for it is over.
+var errNotYet = errors.New("it has not answered yet")
 
 // checkBook keeps what engines said when they were last looked for.
 type checkBook struct {
@@ -93,7 +100,7 @@ func (m *Manager) EngineChanges() int64 {
 	return m.checks.changes
 }
 
-// wait returns what a look found, or the context's error.
+// wait returns what a look found; when the context ends before, its error with errNotYet.
 func (c *engineCheck) wait(ctx context.Context) (loaders.Version, error) {
 	select {
 	case <-c.done:
@@ -104,7 +111,7 @@ func (c *engineCheck) wait(ctx context.Context) (loaders.Version, error) {
 	case <-c.done:
 		return c.version, c.err
 	case <-ctx.Done():
-		return loaders.Version{}, ctx.Err()
+		return loaders.Version{}, errors.Join(ctx.Err(), errNotYet)
 	}
 }
 

@@ -3,6 +3,7 @@ package manager
 import (
 	"cmp"
 	"context"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -18,7 +19,17 @@ import (
 
 // Engines says which engines there are and whether they can be used on this host, in the order in which auto prefers
 // them. A test double is left out; Engine tells it.
-func (m *Manager) Engines(ctx context.Context) []registry.EngineStatus {
+func (m *Manager) Engines(ctx context.Context) []registry.EngineStatus { return m.engines(ctx, ctx) }
+
+// EnginesSoon is Engines for who would rather not wait: engines that have not answered within pageWait are Pending, and asked
+// on. Ask again.
+func (m *Manager) EnginesSoon(ctx context.Context) []registry.EngineStatus {
+	soon, cancel := context.WithTimeout(ctx, pageWait)
+	defer cancel()
+	return m.engines(ctx, soon)
+}
+
+func (m *Manager) engines(ctx, soon context.Context) []registry.EngineStatus {
 	var set []loaders.Loader
 	for _, l := range m.Loaders {
 		if l.Info().Name != "fake" {
@@ -28,20 +39,33 @@ func (m *Manager) Engines(ctx context.Context) []registry.EngineStatus {
 	}
 	out := make([]registry.EngineStatus, len(set))
 	for i, l := range set {
-		out[i] = m.engineStatus(ctx, l)
+		out[i] = m.engineStatus(ctx, soon, l)
 	}
 	return out
 }
 
 // Engine is Engines for one, with the programs that it stands for and what its installation takes on the disk. CodeNotFound.
 func (m *Manager) Engine(ctx context.Context, name string) (registry.EngineStatus, error) {
+	return m.engineInFull(ctx, ctx, name)
+}
+
+// EngineSoon is Engine for who would rather not wait; see EnginesSoon. The programs of one that is Pending, or that do not
+// answer in time, have no version.
+func (m *Manager) EngineSoon(ctx context.Context, name string) (registry.EngineStatus, error) {
+	soon, cancel := context.WithTimeout(ctx, pageWait)
+	defer cancel()
+	return m.engineInFull(ctx, soon, name)
+}
+
+func (m *Manager) engineInFull(ctx, soon context.Context, name string) (registry.EngineStatus, error) {
 	l, err := m.engine(name)
 	if err != nil {
 		return registry.EngineStatus{}, err
 	}
-	st := m.engineStatus(ctx, l)
+	st := m.engineStatus(ctx, soon, l)
 	if p, ok := l.(loaders.Parts); ok {
-		st.Parts = p.Parts(ctx)
+		st.Parts = p.Parts(soon)
+		st.Pending = st.Pending || soon.Err() != nil && ctx.Err() == nil
 	}
 	for i := range st.Installed {
 		st.Installed[i].Bytes = m.sizes.of(st.Installed[i].Path)
@@ -73,7 +97,8 @@ func (m *Manager) engine(name string) (loaders.Loader, error) {
 	return nil, registry.Errorf(registry.CodeNotFound, "There is no engine named %q. There are %s", name, joinAnd(names))
 }
 
-func (m *Manager) engineStatus(ctx context.Context, l loaders.Loader) registry.EngineStatus {
+// engineStatus waits for the engine until soon ends, which ends with ctx.
+func (m *Manager) engineStatus(ctx, soon context.Context, l loaders.Loader) registry.EngineStatus {
 	info := l.Info()
 	st := registry.EngineStatus{
 		Name: info.Name, Title: info.Title, HowToGet: info.HowToGet, Sources: info.Sources, Formats: info.Formats, RunsOn: info.Devices, APIs: info.APIs,
@@ -82,8 +107,10 @@ func (m *Manager) engineStatus(ctx context.Context, l loaders.Loader) registry.E
 	for _, p := range info.Params {
 		st.Params = append(st.Params, registry.EngineParam{Name: p.Name, Kind: p.Kind, Opts: p.Opts, Help: p.Help})
 	}
-	v, err := m.check(l).wait(ctx)
-	if err != nil {
+	v, err := m.check(l).wait(soon)
+	if errors.Is(err, errNotYet) && ctx.Err() == nil {
+		st.Pending, st.Problem = true, "It was asked for its version and has not answered yet."
+	} else if err != nil {
 		st.Problem = registry.AsError(err).Error()
 	} else {
 		st.Usable, st.Version, st.Path, st.Devices = true, v.Version, v.Path, v.Devices

@@ -9,6 +9,7 @@ type EngineStatus struct {
 	Path         string        `json:"path,omitempty"`    // the program, or the address of a service
 	Devices      []Device      `json:"devices,omitempty"` // what this build can use
 	Problem      string        `json:"problem,omitempty"` // why it cannot be used
+	Pending      bool          `json:"pending,omitempty"` // it was asked a moment ago and has not answered; the API waits for it
 	HowToGet     string        `json:"how_to_get,omitempty"`
 	Installable  bool          `json:"installable,omitempty"` // llmm engine install NAME works here
 	Sources      []SourceType  `json:"sources,omitempty"`

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/labstack/echo/v4"
 
@@ -107,6 +108,9 @@ func (s *Server) enginePage(c echo.Context, name string) (view.EnginePage, error
 	return v, err
 }
 
+// usesWait is how long a page waits for which models use an engine; what was known before is shown then.
+const usesWait = time.Second
+
 // uses are the models that use an engine, as they were a moment ago: for each of them it is asked which engine auto would
 // choose.
 func (b *liveBook) uses(ctx context.Context, name string, teams []string) ([]registry.EngineUse, error) {
@@ -116,7 +120,12 @@ func (b *liveBook) uses(ctx context.Context, name string, teams []string) ([]reg
 	if u, ok := b.used[key]; ok && b.s.Now().Sub(u.at) <= usesFor {
 		return u.uses, nil
 	}
-	uses, err := b.s.Manager.EngineUses(ctx, name, teams)
+	soon, cancel := context.WithTimeout(ctx, usesWait)
+	defer cancel()
+	uses, err := b.s.Manager.EngineUses(soon, name, teams)
+	if soon.Err() != nil && ctx.Err() == nil { // an engine that does not answer is waited for with each model
+		uses, err = b.used[key].uses, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -139,14 +148,14 @@ func (b *liveBook) engine(ctx context.Context, name string) (registry.EngineStat
 	if one, ok := b.one[name]; ok && one.of == of && b.s.Now().Sub(one.at) <= enginesFor {
 		return one.st, nil
 	}
-	st, err := b.s.Manager.Engine(ctx, name)
+	st, err := b.s.Manager.EngineSoon(ctx, name)
 	if err != nil {
 		return st, err
 	}
 	if b.one == nil {
 		b.one = map[string]foundEngine{}
 	}
-	b.one[name] = foundEngine{st, b.s.Now(), of}
+	b.one[name] = foundEngine{st, b.believedFrom(st.Pending), of}
 	return st, nil
 }
 

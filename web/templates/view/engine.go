@@ -35,6 +35,8 @@ func (e Engine) Status() Status {
 		return Status{"ready", "Built in"}
 	case e.Usable:
 		return Status{"ready", "Usable"}
+	case e.Pending:
+		return Status{"busy", "Being asked"}
 	}
 	return Status{Label: "Not here"}
 }
