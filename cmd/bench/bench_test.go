@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +26,26 @@ func TestQuantileIsTheNearestRank(t *testing.T) {
 	}
 	if got := quantile(nil, .99); got != 0 {
 		t.Errorf("of nothing: %v", got)
+	}
+}
+
+// Of many samples of a known median, the bounds hold it about as often as they say.
+func TestMedianBoundsHoldTheMedian(t *testing.T) {
+	t.Parallel()
+	random := rand.New(rand.NewPCG(1, 2))
+	held := 0
+	for range 2000 {
+		ds := make([]time.Duration, 100)
+		for i := range ds {
+			ds[i] = time.Duration(1000 * random.ExpFloat64()) // lopsided, as times are; its median is 1000·ln 2
+		}
+		slices.Sort(ds)
+		if low, high := medianBounds(len(ds)); ds[low] <= 693 && ds[high] >= 693 {
+			held++
+		}
+	}
+	if held < 1880 || held > 1960 {
+		t.Errorf("the bounds hold the median in %d of 2000 cases, want about 1900", held)
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -19,6 +21,8 @@ import (
 	"time"
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders/transformers"
+	"github.com/industriverse/llmmodelmanager/internal/netaddr"
+	"github.com/industriverse/llmmodelmanager/internal/netaddr"
 )
 
 // Python that is run beside the worker.
@@ -34,15 +38,15 @@ var (
 // Rounds of the worker's lines, and how many tokens a stream has. A round is one of each way, in turns: many short ones, so
 // that what else happens on the machine meets all ways alike.
 const (
-	requestRounds = 200
-	streamRounds  = 60
-	streamTokens  = 64
+	requestRounds = 400
+	streamRounds  = 200
+	streamTokens  = 32
 )
 
 // worker measures what the transformers worker's HTTP costs beyond the model: the same prompt is answered by a loaded
 // worker, over one connection, and by a process that has the worker's own engine and no HTTP. Both have the same settings,
 // environment and CPUs, and take turns.
-func (b *bench) worker(ctx context.Context) error {
+func (b *bench) worker(ctx context.Context) (err error) {
 	python, err := pythonOf(ctx)
 	if err != nil {
 		b.notRun("worker", err.Error())
@@ -72,10 +76,11 @@ func (b *bench) worker(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	over, err := newWorkerClient(cmd)
+	over, err := newWorkerClient(ctx, cmd)
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, over.conn.Close()) }()
 	in, err := startInProcess(ctx, python, cmd)
 	if err != nil {
 		return err
@@ -105,7 +110,7 @@ func (b *bench) workerRequests(ctx context.Context, over *workerClient, in *inPr
 	}
 	beyond := differences(got[0], got[1])
 	b.line(fmt.Sprintf("worker, a request beyond its engine, of %d", requestRounds), float64(median(beyond)), float64(time.Millisecond), micros,
-		fmt.Sprintf("median; half of them %s; one token: HTTP %s, in-process %s", half(beyond, 1), ms(median(got[0])), ms(median(got[1]))))
+		fmt.Sprintf("median of the rounds' differences, %s; half of them %s; one token: HTTP %s, in-process %s", sure(beyond, 1), half(beyond, 1), ms(median(got[0])), ms(median(got[1]))))
 	b.fact("  beyond transformers' generate()", float64(median(differences(got[0], got[2]))), micros, "which alone takes "+ms(median(got[2])))
 	return median(beyond), nil
 }
@@ -113,6 +118,21 @@ func (b *bench) workerRequests(ctx context.Context, over *workerClient, in *inPr
 // half is the middle half of durations, each divided by n, in microseconds.
 func half(ds []time.Duration, n float64) string {
 	return fmt.Sprintf("%.0f … %.0f µs", float64(quantile(ds, .25))/n/1e3, float64(quantile(ds, .75))/n/1e3)
+}
+
+// sure is where the median of what the durations are samples of lies, each divided by n, with a probability of 95%, whatever
+// their distribution: between two of them in their order, of which as many lie below the one as above the other.
+func sure(ds []time.Duration, n float64) string {
+	low, high := medianBounds(len(ds))
+	slices.Sort(ds)
+	return fmt.Sprintf("95%% sure: %.0f … %.0f µs", float64(ds[low])/n/1e3, float64(ds[high])/n/1e3)
+}
+
+// medianBounds are the indices, in order, of the samples between which the median lies with 95%: of n fair coins, fewer than
+// n/2 − 0.98√n show heads in one case of forty.
+func medianBounds(n int) (low, high int) {
+	low = max(0, int(float64(n)/2-0.98*math.Sqrt(float64(n))))
+	return low, n - 1 - low
 }
 
 // workerStreams answers with many tokens, each in an event of its own. What a request costs anyway is taken off, so that the
@@ -133,7 +153,7 @@ func (b *bench) workerStreams(ctx context.Context, over *workerClient, in *inPro
 		beyond[i], plain[i] = beyond[i]-request, plain[i]-request
 	}
 	b.line(fmt.Sprintf("worker, a streamed token beyond its engine, of %d", streamTokens), float64(median(beyond))/n, float64(50*time.Microsecond), micros,
-		fmt.Sprintf("median of %d; half of them %s; a token takes %s over HTTP, %s in-process", streamRounds, half(beyond, n), ms(median(got[0])/streamTokens), ms(median(got[1])/streamTokens)))
+		fmt.Sprintf("median of the differences of %d rounds, %s; half of them %s; a token takes %s over HTTP, %s in-process", streamRounds, sure(beyond, n), half(beyond, n), ms(median(got[0])/streamTokens), ms(median(got[1])/streamTokens)))
 	b.fact("  beyond transformers' generate()", float64(median(plain))/n, micros, "which streams nothing, and takes "+ms(median(got[2])/streamTokens)+" a token")
 	return nil
 }
@@ -218,20 +238,32 @@ func register(ctx context.Context, s *server, id, engine, path, format string, p
 	return err
 }
 
-// workerClient asks a worker directly, on one connection.
+// workerClient asks a worker directly, on one connection to its socket, from one goroutine: what is timed is the worker's
+// HTTP, not the handing over between the goroutines of a pool of connections.
 type workerClient struct {
-	base, key string
-	client    *http.Client
+	conn net.Conn
+	in   *bufio.Reader
+	key  string
 }
 
-func newWorkerClient(cmd *command) (*workerClient, error) {
+func newWorkerClient(ctx context.Context, cmd *command) (*workerClient, error) {
 	var settings struct {
-		Port int `json:"port"`
+		Socket string `json:"socket"`
 	}
-	if err := json.Unmarshal([]byte(cmd.value("LLMM_WORKER")), &settings); err != nil || settings.Port == 0 {
+	if err := json.Unmarshal([]byte(cmd.value("LLMM_WORKER")), &settings); err != nil || settings.Socket == "" {
 		return nil, fmt.Errorf("%s was not started as our worker is: %w", cmd.argv[0], err)
 	}
-	return &workerClient{base: fmt.Sprintf("http://127.0.0.1:%d", settings.Port), key: cmd.value("LLMM_WORKER_KEY"), client: &http.Client{Transport: &http.Transport{}}}, nil
+	base, err := netaddr.SocketBase(settings.Socket)
+	if err != nil {
+		return nil, err
+	}
+	t := &http.Transport{}
+	base.Transport(t)
+	conn, err := t.DialContext(ctx, "", "")
+	if err != nil {
+		return nil, err
+	}
+	return &workerClient{conn: conn, in: bufio.NewReader(conn), key: cmd.value("LLMM_WORKER_KEY")}, nil
 }
 
 func (w *workerClient) post(ctx context.Context, tokens int, stream bool) (*http.Response, error) {
@@ -239,12 +271,22 @@ func (w *workerClient) post(ctx context.Context, tokens int, stream bool) (*http
 	if err != nil {
 		return nil, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, w.base+"/v1/completions", bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://worker/v1/completions", bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
 	req.Header.Set("Authorization", "Bearer "+w.key)
-	resp, err := w.client.Do(req)
+	var sent bytes.Buffer
+	if err := req.Write(&sent); err != nil {
+		return nil, err
+	}
+	if err := w.conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		return nil, err
+	}
+	if _, err := w.conn.Write(sent.Bytes()); err != nil {
+		return nil, err
+	}
+	resp, err := http.ReadResponse(w.in, req)
 	if err == nil && resp.StatusCode != http.StatusOK {
 		text, readErr := io.ReadAll(resp.Body)
 		return nil, errors.Join(fmt.Errorf("the worker answers with %s: %.300s", resp.Status, text), readErr, resp.Body.Close())
