@@ -69,9 +69,6 @@ func (c *serveCmd) Run(e *env) error {
 		// within its budget; see docs/benchmarks.md.
 		debug.SetGCPercent(200)
 	}
-	// What the start leaves behind is given back when it is over: an idle server would keep it for minutes.
-	defer time.AfterFunc(3*time.Second, debug.FreeOSMemory).Stop()
-
 	st, err := store.Open(e.ctx, store.Options{Path: filepath.Join(c.DataDir, "llmm.db"), Logger: log})
 	if err != nil {
 		return err
@@ -106,6 +103,7 @@ func (c *serveCmd) Run(e *env) error {
 		}
 	}
 	engines := engineDir(c.DataDir)
+	c.insecure = c.OllamaInsecure
 	programs, err := c.loaders(st.InstallationID(), engines, c.DataDir, log)
 	if err != nil {
 		return err
@@ -117,6 +115,7 @@ func (c *serveCmd) Run(e *env) error {
 	})
 	run, stop := context.WithCancel(context.WithoutCancel(e.ctx))
 	defer stop()
+	go giveBackAtRest(run)
 	sampled := make(chan struct{})
 	go func() {
 		defer close(sampled)
