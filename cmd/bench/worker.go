@@ -22,7 +22,6 @@ import (
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders/transformers"
 	"github.com/industriverse/llmmodelmanager/internal/netaddr"
-	"github.com/industriverse/llmmodelmanager/internal/netaddr"
 )
 
 // Python that is run beside the worker.
