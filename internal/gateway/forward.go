@@ -8,12 +8,12 @@ import (
 	"io"
 	"mime"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/industriverse/llmmodelmanager/internal/auth"
+	"github.com/industriverse/llmmodelmanager/internal/netaddr"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
@@ -100,11 +100,11 @@ func answers(id string, e registry.Endpoint, a api) error {
 }
 
 func (g *Gateway) request(ctx context.Context, r *http.Request, a api, b body, lease Lease) (*http.Request, error) {
-	target, err := url.Parse(strings.TrimRight(lease.Endpoint.BaseURL, "/") + a.path)
-	if err != nil || target.Host == "" {
+	base, err := netaddr.ParseBase(lease.Endpoint.BaseURL)
+	if err != nil {
 		return nil, registry.Errorf(registry.CodeInternal, "the instance has no address that can be asked; unload the model and load it again")
 	}
-	name := lease.Endpoint.Model
+	target, name := base.At(a.path), lease.Endpoint.Model
 	parts := b.parts(name)
 	length := 0
 	for _, p := range parts {

@@ -37,7 +37,7 @@ type Backend interface {
 type Lease struct {
 	Endpoint      registry.Endpoint
 	Authorization string // the whole header for the engine, "Bearer …"; "" for none
-	// Transport carries the request; nil is the gateway's own, which reaches every address.
+	// Transport carries the request; nil is the gateway's own, which reaches every host and port, and no socket.
 	Transport http.RoundTripper
 	Release   func()
 }
@@ -100,7 +100,8 @@ func New(o Options) *Gateway {
 	}
 	g := &Gateway{
 		o: o, mux: http.NewServeMux(), inFlight: semaphore.NewWeighted(o.MaxInFlight),
-		// One transport keeps a pool for each address, and an instance has an address of its own. There is no time-out for
+		// One transport keeps a pool for each address, and an instance at a port has an address of its own. One at a socket
+		// brings its own transport, and so its own pool. There is no time-out for
 		// the answer: a long prompt on a CPU takes minutes, and the client decides how long it waits.
 		transport: &http.Transport{
 			Proxy:               http.ProxyFromEnvironment, // for external services; never used for this machine

@@ -16,6 +16,7 @@ import (
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/tiny"
+	"github.com/industriverse/llmmodelmanager/internal/netaddr"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 	"github.com/industriverse/llmmodelmanager/internal/store"
 )
@@ -229,7 +230,11 @@ func (m *Manager) tryModel(ctx context.Context, id string) (time.Duration, strin
 	if err != nil {
 		return 0, "", err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, ep.BaseURL+path, bytes.NewReader(b))
+	base, err := netaddr.ParseBase(ep.BaseURL)
+	if err != nil {
+		return 0, "", err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base.At(path).String(), bytes.NewReader(b))
 	if err != nil {
 		return 0, "", err
 	}

@@ -1,7 +1,6 @@
 package transformers_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -193,7 +192,7 @@ func ask(t *testing.T, in loaders.Instance, path string, body any) (int, map[str
 // get is ask without a body.
 func get(t *testing.T, in loaders.Instance, path string) (int, map[string]any) {
 	t.Helper()
-	return answerOf(t, send(t, in, http.MethodGet, path, nil))
+	return answerOf(t, send(t, in, path, nil))
 }
 
 // open posts body and returns the answer as it begins.
@@ -203,17 +202,12 @@ func open(t *testing.T, in loaders.Instance, path string, body any) *http.Respon
 	if err != nil {
 		t.Fatal(err)
 	}
-	return send(t, in, http.MethodPost, path, b)
+	return send(t, in, path, b)
 }
 
-func send(t *testing.T, in loaders.Instance, method, path string, body []byte) *http.Response {
+func send(t *testing.T, in loaders.Instance, path string, body []byte) *http.Response {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, in.Endpoint().BaseURL+path, bytes.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Authorization", in.(loaders.Authenticator).Authorization())
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := loadertest.Send(t, in, path, body)
 	if err != nil {
 		t.Fatal(err)
 	}

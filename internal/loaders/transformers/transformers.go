@@ -111,8 +111,8 @@ func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(re
 		return nil, err
 	}
 	cfg.Endpoint = registry.Endpoint{Model: spec.Model.ModelID}
-	cfg.Command = func(port int, key string) httpengine.Command {
-		return httpengine.Command{Argv: argv(e.path, worker), Env: environ(spec, v, settings{Path: root, File: file, TokenizerPath: tokenizer, Port: port}, key)}
+	cfg.CommandOnSocket = func(socket, key string) httpengine.Command {
+		return httpengine.Command{Argv: argv(e.path, worker), Env: environ(spec, v, settings{Path: root, File: file, TokenizerPath: tokenizer, Socket: socket}, key)}
 	}
 	in, err := httpengine.Load(ctx, cfg, spec, report)
 	if err != nil {
@@ -162,7 +162,7 @@ const offload = "offload"
 
 // settings are what the worker is told, as JSON; see worker/llmm_worker/__main__.py.
 type settings struct {
-	Port             int            `json:"port"`
+	Socket           string         `json:"socket"`
 	Path             string         `json:"path"`
 	File             string         `json:"file,omitempty"` // below Path, of an ONNX model
 	TokenizerPath    string         `json:"tokenizer_path,omitempty"`

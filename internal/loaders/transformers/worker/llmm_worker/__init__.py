@@ -4,7 +4,7 @@ It needs Python 3.9 or later, torch, transformers (4.57 or later) and safetensor
 tokenizers, which transformers brings; and nothing else. How data walks
 through it:
 
-    __main__   reads the settings, opens the port, loads, serves
+    __main__   reads the settings, opens the socket, loads, serves
     control    tells the manager how far the load is, and why it failed
     folder     what the small files of a model say
     early      what is wrong with them, before torch is imported

@@ -1,11 +1,12 @@
 """The worker; see worker.go for how it is started. Settings come as JSON in LLMM_WORKER, the key in LLMM_WORKER_KEY.
 
-Settings: port, path (the folder), file (within it, of an ONNX model), tokenizer_path, format, name (the model_id), device
+Settings: socket (its path), path (the folder), file (within it, of an ONNX model), tokenizer_path, format, name (the model_id), device
 ("cpu" or "cuda"), quantization_bits, context_length, trust_remote_code, params (the checked custom_loader_params). The log goes to stderr.
 """
 
 import asyncio
 import contextlib
+import errno
 import gc
 import json
 import logging
@@ -64,17 +65,18 @@ async def serve(settings, key, control):
 
 
 async def start(settings, key, control, loop, stop):
-    """Opens the port, imports, loads. Slow steps run in a thread, so that SIGTERM is obeyed at once."""
+    """Opens the socket, imports, loads. Slow steps run in a thread, so that SIGTERM is obeyed at once."""
     onnx = settings.get("format") == "onnx"
     if not onnx:
         early.check(settings)
     with needed(onnx):
-        from . import web  # without torch: that a port is taken is learnt before seconds have passed
+        from . import web  # without torch: that the socket's path is taken is learnt before seconds have passed
     server = web.Server(key, control)
     try:
-        await server.listen("127.0.0.1", settings["port"])
+        await server.listen(settings["socket"])
     except OSError as e:
-        raise Failure("port", f"Port {settings['port']} of 127.0.0.1 cannot be used: {e}", "Load again: another port is chosen.")
+        hint = "Load again: another is chosen." if e.errno == errno.EADDRINUSE else "Put the server's data folder on a disk of this machine: not every file system has sockets."
+        raise Failure("port", f"The socket {settings['socket']} cannot be used: {e}", hint)
 
     def imported():
         with needed(onnx):

@@ -2,7 +2,7 @@
 
 Kinds of line:
     {"stage": "weights", "done": 3, "total": 290, "unit": "tensors", "message": "..."}
-    {"ready": true}      the port answers; GET /stats tells what was loaded
+    {"ready": true}      the socket answers; GET /stats tells what was loaded
     {"failure": {"kind": ..., "message": ..., "hint": ...}}    the last line; the process ends with code 1
 """
 

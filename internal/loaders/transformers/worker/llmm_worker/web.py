@@ -8,6 +8,7 @@ import asyncio
 import hmac
 import json
 import logging
+import os
 import socket
 import time
 
@@ -20,6 +21,7 @@ log = logging.getLogger("llmm.web")
 
 MAX_HEAD = 64 << 10
 MAX_BODY = 64 << 20
+MAX_SOCKET_PATH = 103  # bytes that the kernel takes: sun_path has 104 on macOS and 108 on Linux, with a zero
 
 REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout",
            413: "Content Too Large", 431: "Request Header Fields Too Large", 500: "Internal Server Error", 501: "Not Implemented",
@@ -42,6 +44,29 @@ def soon(loop, f, *args):
         pass
 
 
+def bound(path):
+    """A socket at path that nobody but this user can connect to. Before there are other threads: the mask and the folder are the
+    process's."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask, here = os.umask(0o177), -1
+    try:
+        if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
+            sock.bind(path)
+        else:  # by its name in its folder
+            here = os.open(".", os.O_RDONLY)
+            os.chdir(os.path.dirname(path))
+            sock.bind(os.path.basename(path))
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.umask(mask)
+        if here >= 0:
+            os.fchdir(here)
+            os.close(here)
+    return sock
+
+
 class Connection(asyncio.StreamReaderProtocol):
     """One connection. gone is set when the client hangs up, also while nobody reads, and on_gone is called then."""
 
@@ -49,10 +74,6 @@ class Connection(asyncio.StreamReaderProtocol):
         self._loop = asyncio.get_running_loop()
         self.gone, self.on_gone = False, None
         super().__init__(asyncio.StreamReader(limit=MAX_HEAD, loop=self._loop), lambda r, w: server.serve(self, r, w), loop=self._loop)
-
-    def connection_made(self, transport):
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        super().connection_made(transport)
 
     def eof_received(self):
         self._went()
@@ -117,10 +138,11 @@ class Server:
         """Requests answered and bytes of GPU memory: now, and at most since the start."""
         return {"served": self.served, **(self._loaded.memory() if self._loaded else {})}
 
-    async def listen(self, host, port):
-        """Opens the port. Raises OSError when it is taken."""
+    async def listen(self, path):
+        """Opens the socket at path. Raises OSError when there is something already."""
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(lambda: Connection(self), host, port, backlog=512)
+        # Not create_unix_server: it would remove the socket of another that lies there.
+        self._listener = await loop.create_server(lambda: Connection(self), sock=bound(path), backlog=512)
 
     async def close(self):
         self._listener.close()

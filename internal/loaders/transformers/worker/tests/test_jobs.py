@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import unittest
 import weakref
@@ -193,10 +194,10 @@ program.main()
 
 class WorkerTest(unittest.TestCase):
     def start(self, what):
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        settings = {"port": port, "format": "onnx", "name": "m", "params": {"hang_after": 1}}
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        at = os.path.join(folder.name, "engine.sock")
+        settings = {"socket": at, "format": "onnx", "name": "m", "params": {"hang_after": 1}}
         worker = subprocess.Popen([sys.executable, "-c", WORKER, what], stderr=subprocess.PIPE, text=True,
                                   env={**os.environ, "LLMM_WORKER": json.dumps(settings), "LLMM_WORKER_KEY": "k"})
         self.addCleanup(worker.stderr.close)
@@ -207,43 +208,45 @@ class WorkerTest(unittest.TestCase):
         self.addCleanup(limit.cancel)
         for line in worker.stderr:
             if '"ready"' in line:
-                return worker, port
+                return worker, at
         self.fail("it did not start")
 
-    def send(self, port, head, body=b""):
-        s = socket.create_connection(("127.0.0.1", port), timeout=20)
+    def send(self, at, head, body=b""):
+        s = socket.socket(socket.AF_UNIX)
         self.addCleanup(s.close)
+        s.settimeout(20)
+        s.connect(at)
         s.sendall(head.replace(b"\n", b"\r\n") + b"\r\n\r\n" + body)
         return s
 
-    def health(self, port):
-        s = self.send(port, b"GET /health HTTP/1.1\nConnection: close")
+    def health(self, at):
+        s = self.send(at, b"GET /health HTTP/1.1\nConnection: close")
         got = b""
         while data := s.recv(4096):
             got += data
         return got.split(b" ")[1], json.loads(got.split(b"\r\n\r\n")[1])["status"]
 
-    def embed(self, port):
+    def embed(self, at):
         body = b'{"input": [[1]]}'
-        return self.send(port, b"POST /v1/embeddings HTTP/1.1\nAuthorization: Bearer k\nContent-Length: %d" % len(body), body)
+        return self.send(at, b"POST /v1/embeddings HTTP/1.1\nAuthorization: Bearer k\nContent-Length: %d" % len(body), body)
 
     def test_a_model_that_hangs_shows(self):
-        worker, port = self.start("hang")
+        worker, at = self.start("hang")
         # Before the key is known nothing of a body is read: the answer comes although none was sent.
-        s = self.send(port, b"POST /v1/embeddings HTTP/1.1\nAuthorization: Bearer x\nContent-Length: 60000000")
+        s = self.send(at, b"POST /v1/embeddings HTTP/1.1\nAuthorization: Bearer x\nContent-Length: 60000000")
         self.assertTrue(s.recv(4096).startswith(b"HTTP/1.1 401"))
         self.assertEqual(s.recv(1), b"")
-        self.assertEqual(self.health(port), (b"200", "ok"))
-        self.embed(port)
+        self.assertEqual(self.health(at), (b"200", "ok"))
+        self.embed(at)
         for line in worker.stderr:  # it says where it hangs
             if "in embed" in line:
                 break
-        while self.health(port) != (b"503", "stalled"):
+        while self.health(at) != (b"503", "stalled"):
             self.assertIsNone(worker.poll())
 
     def test_a_cuda_error_ends_the_worker_with_the_reason(self):
-        worker, port = self.start("cuda")
-        s = self.embed(port)
+        worker, at = self.start("cuda")
+        s = self.embed(at)
         self.assertTrue(s.recv(4096).startswith(b"HTTP/1.1 500"))
         last = worker.stderr.read().splitlines()[-1]
         self.assertEqual(worker.wait(), 1)
