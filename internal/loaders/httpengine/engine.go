@@ -23,8 +23,13 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
-// tick is how often the log is read and the engine asked while it loads. It bounds what we add to a load.
-const tick = 10 * time.Millisecond
+// How often the log is read and the engine asked while it loads, which bounds what we add to a load: in the first moments,
+// in which small engines are up, and later.
+const (
+	firstTick   = 2 * time.Millisecond
+	tick        = 10 * time.Millisecond
+	firstMoment = time.Second
+)
 
 // placeAttempts is how often another port or socket is tried when a stranger took the one we chose.
 const placeAttempts = 5
@@ -198,7 +203,7 @@ func (in *Instance) await(ctx context.Context, rep *reporter) error {
 		}()
 	}
 	follow := process.Follow(in.data.LogPath, in.data.LogOffset)
-	clock := time.NewTicker(tick)
+	clock, began, slow := time.NewTicker(firstTick), time.Now(), false
 	defer clock.Stop()
 	warming, preparing := false, false
 	reports := make(chan registry.Progress)
@@ -269,6 +274,10 @@ func (in *Instance) await(ctx context.Context, rep *reporter) error {
 				warming, preparing = false, false // the connection broke: either it is ending, which Done will say, or it answers again
 			}
 		case <-clock.C:
+			if !slow && time.Since(began) > firstMoment {
+				slow = true
+				clock.Reset(tick)
+			}
 			if !asking && ready {
 				ask(func() (int, error) {
 					code, err := in.get(ctx, in.cfg.healthPath())
