@@ -34,6 +34,7 @@ type engineFlags struct {
 	Commands           string   `help:"A YAML file of programs that the engine command may run; docs/engines.md says how." placeholder:"FILE" type:"path"`
 	ExternalHosts      []string `help:"Hosts of external services that everybody who may register models may name; others are for admins. *.example.com is all below it." placeholder:"HOST"`
 	ExternalPrivate    bool     `help:"Let external services be on this machine or in private networks."`
+	insecure           []string // registries of Ollama models, as the sources have them
 	FakeEngine         string   `help:"The test double of an engine, for trying things out." placeholder:"FILE" type:"path" hidden:""`
 }
 
@@ -50,7 +51,7 @@ func (f *engineFlags) loaders(installation, engines, dataDir string, log *slog.L
 	set := []loaders.Loader{
 		llamacpp.New(llamacpp.Options{Path: f.LlamaServer, SearchDirs: dirs, TagPrefix: installation, Logger: log}),
 		transformers.New(transformers.Options{Python: f.TransformersPython, SearchDirs: dirs, TagPrefix: installation, Logger: log}),
-		ollama.New(ollama.Options{Host: cmp.Or(f.OllamaHost, os.Getenv("OLLAMA_HOST")), Path: f.Ollama, SearchDirs: dirs,
+		ollama.New(ollama.Options{Insecure: f.insecure, Host: cmp.Or(f.OllamaHost, os.Getenv("OLLAMA_HOST")), Path: f.Ollama, SearchDirs: dirs,
 			ModelsDir: library.Folder(dataDir, os.Getenv), TagPrefix: installation, Logger: log}),
 		vllm.New(vllm.Options{Path: f.Vllm, SearchDirs: dirs, TagPrefix: installation, Logger: log}),
 		external.New(external.Options{AllowPrivate: f.ExternalPrivate, Logger: log}),

@@ -103,6 +103,7 @@ func (c *serveCmd) Run(e *env) error {
 		}
 	}
 	engines := engineDir(c.DataDir)
+	c.insecure = c.OllamaInsecure
 	programs, err := c.loaders(st.InstallationID(), engines, c.DataDir, log)
 	if err != nil {
 		return err

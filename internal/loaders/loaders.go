@@ -126,6 +126,13 @@ type Meter interface {
 	Activity(ctx context.Context) (registry.Activity, error)
 }
 
+// Holder is an instance whose engine says itself how much memory the model takes. For one in a server that somebody else
+// runs it is all that can be known.
+type Holder interface {
+	// Held returns bytes of main memory and of GPUs: weights, cache and buffers. CodeUnavailable if it does not answer.
+	Held(ctx context.Context) (ram, gpu int64, err error)
+}
+
 // Sleeper is an instance that can keep its weights in host memory.
 type Sleeper interface {
 	Sleep(ctx context.Context) error

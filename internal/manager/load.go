@@ -338,7 +338,7 @@ func (w *loadWork) load(ctx context.Context) (loaders.Instance, registry.Memory,
 	if err != nil {
 		return nil, none, "", err
 	}
-	mem := w.m.measure(ctx, inst.Handle(), plan)
+	mem := reported(ctx, inst, w.m.measure(ctx, inst.Handle(), plan))
 	w.m.ledger.update(w.instance, func(r *registry.Reservation) { r.PID = inst.Handle().PID })
 	took := w.m.now().Sub(began).Round(10 * time.Millisecond)
 	return inst, mem, readySentence(took, plan, mem), nil

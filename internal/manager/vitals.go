@@ -61,6 +61,10 @@ func (a *actor) look(v *view) {
 	ctx, cancel := context.WithTimeout(m.ctx, min(vitalsTimeout, max(m.HangAfter, time.Second)))
 	err := v.inst.Health(ctx)
 	busy := activityOf(ctx, v.inst, err)
+	said := registry.Memory{}
+	if err == nil {
+		said = reported(ctx, v.inst, said)
+	}
 	cancel()
 	select {
 	case <-v.inst.Done(): // it has ended, which is told elsewhere
@@ -71,6 +75,7 @@ func (a *actor) look(v *view) {
 	}
 	plan := registry.Plan{Device: v.rt.Device, GPUs: gpusOf(v.rt.Device), Needs: registry.Footprint{Estimated: v.rt.Memory.PredictedGPU + v.rt.Memory.PredictedRAM}}
 	mem := m.measure(m.ctx, v.inst.Handle(), plan)
+	mem.ReportedRAM, mem.ReportedGPU = said.ReportedRAM, said.ReportedGPU
 	a.post(func() { a.seen(v.rt.Generation, err, mem, busy) })
 }
 
@@ -85,6 +90,18 @@ func activityOf(ctx context.Context, inst loaders.Instance, health error) *regis
 		return nil // it answers requests, which is what matters
 	}
 	return &busy
+}
+
+// reported adds to mem what the engine itself says that it holds, where it does.
+func reported(ctx context.Context, inst loaders.Instance, mem registry.Memory) registry.Memory {
+	if h, ok := inst.(loaders.Holder); ok {
+		ctx, cancel := context.WithTimeout(ctx, vitalsTimeout)
+		defer cancel()
+		if ram, gpu, err := h.Held(ctx); err == nil {
+			mem.ReportedRAM, mem.ReportedGPU = ram, gpu
+		}
+	}
+	return mem
 }
 
 // seen notes what a look has found: in words what is wrong with an instance that runs. One that has not answered for

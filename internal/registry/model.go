@@ -155,6 +155,9 @@ type Memory struct {
 	PredictedRAM int64 `json:"predicted_ram,omitempty"`
 	MeasuredGPU  int64 `json:"measured_gpu,omitempty"`
 	MeasuredRAM  int64 `json:"measured_ram,omitempty"`
+	// What the engine says itself, where it does: weights, cache and buffers, on GPUs and in main memory.
+	ReportedGPU int64 `json:"reported_gpu,omitempty"`
+	ReportedRAM int64 `json:"reported_ram,omitempty"`
 }
 
 // Handle is all that a loader needs to find its engine again after a restart of the manager. Data belongs to the

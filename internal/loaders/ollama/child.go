@@ -24,13 +24,19 @@ const runnerEvery = time.Second
 type child struct {
 	in       *httpengine.Instance
 	api      *api.Client
+	ep       registry.Endpoint
 	stopping atomic.Bool
 	done     chan struct{}
 	err      error // written before done is closed
 }
 
-func (l *Loader) newChild(in *httpengine.Instance) *child {
-	c := &child{in: in, api: clientOf(in.Endpoint().BaseURL), done: make(chan struct{})}
+func (l *Loader) newChild(ctx context.Context, in *httpengine.Instance) *child {
+	c := &child{in: in, api: clientOf(in.Endpoint().BaseURL), ep: in.Endpoint(), done: make(chan struct{})}
+	ctx, cancel := context.WithTimeout(ctx, lookFor)
+	defer cancel()
+	if m, err := listed(ctx, c.api, c.ep.Model); err == nil { // what it does not tell stays empty
+		loaded(m, &c.ep)
+	}
 	go func() {
 		defer close(c.done)
 		c.watch(l)
@@ -39,7 +45,7 @@ func (l *Loader) newChild(in *httpengine.Instance) *child {
 }
 
 func (c *child) Handle() registry.Handle     { return c.in.Handle() }
-func (c *child) Endpoint() registry.Endpoint { return c.in.Endpoint() }
+func (c *child) Endpoint() registry.Endpoint { return c.ep }
 func (c *child) Done() <-chan struct{}       { return c.done }
 
 // Err says why it ended; nil while it runs and after Stop.
@@ -69,6 +75,11 @@ func (c *child) Health(ctx context.Context) error {
 	}
 	_, err := listed(ctx, c.api, c.in.Endpoint().Model)
 	return err
+}
+
+// Held is what Ollama says that the model takes; see loaders.Holder.
+func (c *child) Held(ctx context.Context) (ram, gpu int64, err error) {
+	return held(ctx, c.api, c.in.Endpoint().Model)
 }
 
 // watch returns when nothing of the instance runs any more.

@@ -90,28 +90,20 @@ func (l *Loader) kept(name string, w weights) (weights, bool) {
 // convert runs an Ollama on a folder where it finds the files as blobs, has it create a model of them, and moves what it
 // made into ModelsDir. Whatever happens, nothing else is left.
 func (l *Loader) convert(ctx context.Context, prog program, spec loaders.LoadSpec, name string, w weights, report func(registry.Progress)) (err error) {
-	own := filepath.Join(l.o.ModelsDir, "blobs", ownFolder)
-	if err := os.MkdirAll(own, 0o755); err != nil {
-		return failedWith(err, own)
-	}
-	clearStale(own)
-	work, err := os.MkdirTemp(own, convertPrefix)
+	work, done, err := l.workshop()
 	if err != nil {
-		return failedWith(err, own)
+		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	held, err := hold(work)
-	if err != nil {
-		return failedWith(err, work)
+	defer func() { err = errors.Join(err, done()) }()
+	say := newConversion(w, report)
+	if w, err = l.rewrite(ctx, work, w, say); err != nil {
+		return err
 	}
-	defer held()
-
 	models := filepath.Join(work, "models")
 	files, err := linkFiles(models, w)
 	if err != nil {
 		return failedWith(err, spec.Artifact.Path)
 	}
-	say := newConversion(w.quantize, report)
 	say.status(api.ProgressResponse{Status: "starting"})
 	cfg := l.config()
 	cfg.Tidy = nil
@@ -121,6 +113,8 @@ func (l *Loader) convert(ctx context.Context, prog program, spec loaders.LoadSpe
 	}
 	cfg.Warmup = httpengine.API{Path: "/api/show", Body: map[string]any{"model": name}}
 	cfg.Prepare = func(ctx context.Context, base string, _ func(registry.Progress)) error {
+		stop := say.watch(models)
+		defer stop()
 		return explainConversion(clientOf(base).Create(ctx, &api.CreateRequest{Model: name, Files: files, Quantize: w.quantize}, func(p api.ProgressResponse) error {
 			say.status(p)
 			return nil
@@ -139,6 +133,24 @@ func (l *Loader) convert(ctx context.Context, prog program, spec loaders.LoadSpe
 		return ctx.Err()
 	}
 	return l.keep(ctx, models, name)
+}
+
+// workshop makes a folder for one conversion, which nobody else takes for a stale one until done removes it.
+func (l *Loader) workshop() (work string, done func() error, err error) {
+	own := filepath.Join(l.o.ModelsDir, "blobs", ownFolder)
+	if err := os.MkdirAll(own, 0o755); err != nil {
+		return "", nil, failedWith(err, own)
+	}
+	clearStale(own)
+	work, err = os.MkdirTemp(own, convertPrefix)
+	if err != nil {
+		return "", nil, failedWith(err, own)
+	}
+	held, err := hold(work)
+	if err != nil {
+		return "", nil, failedWith(errors.Join(err, os.RemoveAll(work)), work)
+	}
+	return work, func() error { defer held(); return os.RemoveAll(work) }, nil
 }
 
 // explainConversion words what create answered. It gives what a folder lacks as the error of a file in a folder of its own.
@@ -319,46 +331,4 @@ func clearStale(own string) {
 			release()
 		}
 	}
-}
-
-// conversion turns what create and pull say into progress. Their bytes are not added up: each step counts the whole model
-// anew, and a load has one stage before the weights.
-type conversion struct {
-	quantize string
-	report   func(registry.Progress)
-}
-
-func newConversion(quantize string, report func(registry.Progress)) *conversion {
-	return &conversion{quantize, report}
-}
-
-// steps are the words of Ollama's that people need not read, and ours.
-var steps = []struct{ theirs, ours string }{
-	{"starting", "Starting Ollama to convert the model"},
-	{"converting", "Converting the model"},
-	{"parsing", "Reading the model"},
-	{"quantizing", "Quantising the model"},
-	{"validating", "Checking the model"},
-	{"verifying", "Checking the model"},
-	{"writing", "Keeping the converted model"},
-	{"pulling", "Ollama fetches the model"},
-}
-
-func (c *conversion) status(p api.ProgressResponse) {
-	msg := ""
-	for _, s := range steps {
-		if strings.HasPrefix(p.Status, s.theirs) {
-			msg = s.ours
-		}
-	}
-	if msg == "" || c.report == nil {
-		return
-	}
-	if c.quantize != "" && strings.HasPrefix(p.Status, "converting") {
-		msg += " and quantising it to " + c.quantize // of which create says nothing until it is done
-	}
-	if p.Total > 0 {
-		msg = fmt.Sprintf("%s: %d%%", msg, min(100, p.Completed*100/p.Total))
-	}
-	c.report(registry.Progress{Stage: registry.StageEngine, Msg: msg})
 }

@@ -140,7 +140,7 @@ func TestBadFolders(t *testing.T) {
 			if err := os.Rename(filepath.Join(dir, "model.safetensors"), filepath.Join(dir, "pytorch_model.bin")); err != nil {
 				t.Fatal(err)
 			}
-		}, registry.FailureMissingFile, "PyTorch"},
+		}, registry.FailureMissingFile, "only PyTorch files"},
 		"no weights": {func(t *testing.T, dir string) { remove(t, dir, "model.safetensors") }, registry.FailureMissingFile, "no weights"},
 	} {
 		t.Run(name, func(t *testing.T) {

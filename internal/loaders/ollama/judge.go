@@ -23,7 +23,8 @@ func (l *Loader) Offered() string { return installVersion }
 // Judge looks for the architecture's name in Ollama and in its llama-server; see loaders.Judge. Of a server that somebody
 // else runs nothing is known.
 func (l *Loader) Judge(m registry.Model, f registry.Facts, _ registry.Device, v loaders.Version) loaders.Objection {
-	if m.ModelFormat == registry.FormatSafetensors && m.TrustRemoteCode {
+	folder := m.ModelFormat == registry.FormatSafetensors || m.ModelFormat == registry.FormatTransformersPT
+	if folder && m.TrustRemoteCode {
 		return loaders.Objection{Why: "runs no code of a model's own, and trust_remote_code is set"}
 	}
 	if m.ModelFormat == registry.FormatGGUF && m.SourceType == registry.SourceOllama && m.QuantizationBits != 0 {
@@ -35,7 +36,7 @@ func (l *Loader) Judge(m registry.Model, f registry.Facts, _ registry.Device, v 
 	if f.Architecture == "" || strings.Contains(v.Path, "://") {
 		return loaders.Objection{}
 	}
-	if m.ModelFormat == registry.FormatSafetensors {
+	if folder {
 		if holds, sure := l.arch.Holds(v.Path, f.Architecture, "MixtralForCausalLM", "Phi3ForCausalLM"); sure && !holds {
 			return loaders.Objection{Why: fmt.Sprintf("%s does not convert the architecture %s", v.Version, f.Architecture)}
 		}

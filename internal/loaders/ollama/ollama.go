@@ -1,6 +1,7 @@
-// Package ollama is the loader of Ollama: GGUF weights, names of an Ollama library, and folders of safetensors that
-// Ollama converts. It converts no PyTorch files, although its documents say so: the server of 0.33 takes only the other two,
-// and its reader of them mistakes shapes. It uses the server that the admin names, and runs an Ollama of its own otherwise.
+// Package ollama is the loader of Ollama: GGUF weights, names of an Ollama library, and folders of safetensors or PyTorch
+// files that Ollama converts. Of PyTorch's files it gets safetensors that we make, see package pytorch: the server of 0.33
+// takes none, and its own reader of them mistakes shapes. It uses the server that the admin names, and runs an Ollama of
+// its own otherwise.
 //
 // Of its own it runs one for each instance: a child process on a private port, with a folder of models that holds this
 // one model and nothing else, see view. So a model's processes, memory, log and end are its own, as with the other
@@ -47,6 +48,8 @@ type Options struct {
 	// ModelsDir is the folder of models in Ollama's layout that the source ollama keeps; converted models are kept there,
 	// too. Required.
 	ModelsDir string
+	// Insecure are registries (host or host:port) that a running server may fetch from without encryption.
+	Insecure  []string
 	TagPrefix string // the installation; see process.FindTagged
 	Logger    *slog.Logger
 }
@@ -77,7 +80,7 @@ func (l *Loader) Info() loaders.Info {
 	return loaders.Info{
 		Name: Name, Title: "Ollama",
 		Sources:  []registry.SourceType{registry.SourceOllama, registry.SourceLocal, registry.SourceHuggingFace, registry.SourceS3},
-		Formats:  []registry.Format{registry.FormatGGUF, registry.FormatSafetensors},
+		Formats:  []registry.Format{registry.FormatGGUF, registry.FormatSafetensors, registry.FormatTransformersPT},
 		Devices:  []registry.Device{registry.DeviceCPU, registry.DeviceCUDA},
 		APIs:     []registry.API{registry.APIChat, registry.APICompletions, registry.APIEmbeddings},
 		Params:   params.Infos(table),
@@ -115,9 +118,11 @@ func (l *Loader) Load(ctx context.Context, spec loaders.LoadSpec, report func(re
 			"The Ollama at %s cannot use CUDA: its llama-server knows no such device. Install Ollama's own build, or set device_preference to cpu", prog.path)}
 	}
 	if w.convert {
-		if w, err = l.converted(ctx, prog, spec, w, report); err != nil {
+		var last registry.Progress
+		if w, err = l.converted(ctx, prog, spec, w, func(p registry.Progress) { last = p; report(p) }); err != nil {
 			return nil, err
 		}
+		report = after(last, report)
 	}
 	return l.loadChild(ctx, prog, spec, v, w, report)
 }
@@ -131,7 +136,7 @@ func (l *Loader) Recover(ctx context.Context, h registry.Handle) (loaders.Instan
 	if err != nil {
 		return nil, err
 	}
-	return l.newChild(in), nil
+	return l.newChild(ctx, in), nil
 }
 
 // config is what all of our children have in common.
@@ -172,7 +177,7 @@ func (l *Loader) loadChild(ctx context.Context, prog program, spec loaders.LoadS
 	if err != nil {
 		return nil, err
 	}
-	return l.newChild(in), nil
+	return l.newChild(ctx, in), nil
 }
 
 // load makes Ollama load a model and keep it. An error that a server gave is a *registry.Error; any other says that the

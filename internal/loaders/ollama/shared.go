@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -104,11 +105,11 @@ func (l *Loader) loadShared(ctx context.Context, prog program, spec loaders.Load
 	if err := first(ctx, d.Endpoint.BaseURL, warmup(spec.Artifact.Facts, name)); err != nil {
 		return nil, err
 	}
-	if m, err := listed(ctx, c, name); err != nil {
+	m, err := listed(ctx, c, name)
+	if err != nil {
 		return nil, err
-	} else if m.ContextLength > 0 {
-		d.Endpoint.ContextLength = m.ContextLength
 	}
+	loaded(m, &d.Endpoint)
 	return newShared(spec.InstanceID, d), nil
 }
 
@@ -136,21 +137,22 @@ func finish(err error, prog program) error {
 func slug(id string) string { return strings.TrimPrefix(nameOf(id), "llmm/") }
 
 // give makes sure that the server has the weights, and returns the name that it has them under.
-func (l *Loader) give(ctx context.Context, c *api.Client, spec loaders.LoadSpec, prog program, w weights, report func(registry.Progress)) (string, error) {
-	say := newConversion(w.quantize, report)
+func (l *Loader) give(ctx context.Context, c *api.Client, spec loaders.LoadSpec, prog program, w weights, report func(registry.Progress)) (name string, err error) {
+	say := newConversion(w, report)
 	progress := func(p api.ProgressResponse) error {
 		say.status(p)
 		return nil
 	}
 	if w.library != "" {
-		name := strings.TrimPrefix(w.library, "ollama://")
+		name = strings.TrimPrefix(w.library, "ollama://")
 		if _, err := c.Show(ctx, &api.ShowRequest{Model: name}); err == nil {
 			return name, nil
 		} else if broken(err) {
 			return "", err
 		}
 		// It has another folder of models than we have.
-		return name, explain(c.Pull(ctx, &api.PullRequest{Model: name}, progress))
+		host, _, _ := strings.Cut(name, "/")
+		return name, explain(c.Pull(ctx, &api.PullRequest{Model: name, Insecure: slices.Contains(l.o.Insecure, host)}, progress))
 	}
 	files := w.files
 	if files == nil {
@@ -160,7 +162,7 @@ func (l *Loader) give(ctx context.Context, c *api.Client, spec loaders.LoadSpec,
 		}
 	}
 	w.files = files
-	name, err := convertedName(spec.Model.ModelID, prog.version, w)
+	name, err = convertedName(spec.Model.ModelID, prog.version, w)
 	if err != nil {
 		return "", failedWith(err, spec.Artifact.Path)
 	}
@@ -169,8 +171,18 @@ func (l *Loader) give(ctx context.Context, c *api.Client, spec loaders.LoadSpec,
 	} else if broken(err) {
 		return "", err
 	}
+	if len(w.torch) > 0 {
+		work, done, werr := l.workshop()
+		if werr != nil {
+			return "", werr
+		}
+		defer func() { err = errors.Join(err, done()) }()
+		if w, err = l.rewrite(ctx, work, w, say); err != nil {
+			return "", err
+		}
+	}
 	digests := map[string]string{}
-	for file, path := range files {
+	for file, path := range w.files {
 		if digests[file], err = l.giveFile(ctx, c, prog, path, report); err != nil {
 			return "", err
 		}
@@ -345,6 +357,11 @@ func (s *shared) Health(ctx context.Context) error {
 	}
 	_, err := listed(ctx, s.api, s.data.Endpoint.Model)
 	return err
+}
+
+// Held is what the server says that the model takes; see loaders.Holder.
+func (s *shared) Held(ctx context.Context) (ram, gpu int64, err error) {
+	return held(ctx, s.api, s.data.Endpoint.Model)
 }
 
 // Stop unloads the model and waits until the server shows that it is gone. CodeUnavailable when ctx ended before that, or

@@ -1,11 +1,13 @@
 package ollama
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -54,9 +56,11 @@ type weights struct {
 
 	convert  bool
 	files    map[string]string // name in the model's folder → path
+	torch    []string          // of files, those of PyTorch, which become safetensors first
 	quantize string            // as ollama create --quantize takes it; "" keeps the type
 
 	library string // the name in an Ollama library; "" for other sources
+	cost    cost   // of converting, or of fetching it again
 }
 
 var (
@@ -72,11 +76,21 @@ func (l *Loader) weightsOf(spec loaders.LoadSpec) (weights, error) {
 		return l.fromLibrary(a, m)
 	}
 	w := weights{family: a.Facts.Architecture, quantize: quantizedAs[m.QuantizationBits]}
+	w.cost = costOf(cmp.Or(a.Facts.WeightBytes, a.Bytes), a.Facts, m.QuantizationBits, false)
 	if m.ModelFormat != registry.FormatGGUF {
 		w.convert = true
 		var err error
-		w.files, err = convertible(a.Path, m.TokenizerPath)
-		return w, err
+		if w.files, err = convertible(a.Path, m); err != nil {
+			return w, err
+		}
+		for name := range w.files {
+			if filepath.Ext(name) == ".bin" {
+				w.torch = append(w.torch, name)
+			}
+		}
+		slices.Sort(w.torch)
+		w.cost = costOf(cmp.Or(a.Facts.WeightBytes, a.Bytes), a.Facts, m.QuantizationBits, len(w.torch) > 0)
+		return w, nil
 	}
 	main, parts, projectors, err := ggufs(a)
 	if err != nil {
@@ -217,54 +231,46 @@ func ggufs(a registry.Artifact) (main string, parts, projectors []string, err er
 	return main, parts, projectors, nil
 }
 
-// weightPatterns are the files of weights that Ollama converts, in the order in which it prefers them.
+// weightPatterns are the files of safetensors that Ollama converts, in the order in which it prefers them.
 var weightPatterns = []string{"model*.safetensors", "consolidated*.safetensors"}
 
-// convertible returns the files of a folder that ollama create would take. tokenizer is a folder whose tokenizer is used
-// instead of the model's own.
-func convertible(dir, tokenizer string) (map[string]string, error) {
+// convertible returns the files of a folder that ollama create would take, and those of PyTorch where there are no
+// safetensors. The tokenizer of tokenizer_path is used instead of the model's own.
+func convertible(dir string, m registry.Model) (map[string]string, error) {
 	if fi, err := os.Stat(dir); err == nil && !fi.IsDir() {
 		dir = filepath.Dir(dir)
 	}
 	out := map[string]string{}
-	add := func(from string, patterns ...string) {
-		for _, pattern := range patterns {
-			found, err := filepath.Glob(filepath.Join(quoteGlob(from), pattern))
-			if err != nil {
-				continue // a pattern of ours is well-formed
-			}
-			for _, p := range found {
-				rel, err := filepath.Rel(from, p)
-				if fi, serr := os.Stat(p); err == nil && serr == nil && fi.Mode().IsRegular() {
-					out[filepath.ToSlash(rel)] = p
-				}
-			}
-		}
-	}
 	for _, pattern := range weightPatterns {
-		if add(dir, pattern); len(out) > 0 {
+		if take(out, dir, pattern); len(out) > 0 {
 			break
 		}
 	}
 	if len(out) == 0 {
-		if torch, err := filepath.Glob(filepath.Join(quoteGlob(dir), "pytorch_model*.bin")); err == nil && len(torch) > 0 {
-			return nil, missing("Load it with the engine transformers, or save it as safetensors.", "There are only PyTorch files in %s, which Ollama does not convert", dir)
+		if err := takeTorch(out, dir); err != nil {
+			return nil, err
 		}
-		return nil, missing("Point source_path to a folder with model.safetensors, as Transformers saves it.", "There are no weights in %s that Ollama converts", dir)
+		switch {
+		case len(out) == 0:
+			return nil, missing("Point source_path to a folder with model.safetensors or pytorch_model.bin, as Transformers saves it.", "There are no weights in %s that Ollama converts", dir)
+		case m.ModelFormat != registry.FormatTransformersPT:
+			return nil, missing("Set model_format to transformers_pt.", "There are only PyTorch files in %s, and model_format is %s", dir, m.ModelFormat)
+		}
 	}
 	if err := complete(dir, out); err != nil {
 		return nil, err
 	}
-	add(dir, "*.json", "*/*.json", "chat_template.jinja", "tokenizer.model")
+	take(out, dir, "*.json", "*/*.json", "chat_template.jinja", "tokenizer.model")
+	delete(out, torchIndex)
 	if _, ok := out["config.json"]; !ok {
 		return nil, missing("Fetch the model again with its configuration.", "There is no config.json in %s, so nobody can tell what model it is", dir)
 	}
-	if tokenizer != "" {
-		fi, err := os.Stat(tokenizer)
+	if m.TokenizerPath != "" {
+		fi, err := os.Stat(m.TokenizerPath)
 		if err != nil || !fi.IsDir() {
-			return nil, missing("Correct tokenizer_path; for Ollama it must be a folder on this machine.", "The tokenizer is not at %s", tokenizer)
+			return nil, missing("Correct tokenizer_path; for Ollama it must be a folder on this machine.", "The tokenizer is not at %s", m.TokenizerPath)
 		}
-		add(tokenizer, "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template.jinja")
+		take(out, m.TokenizerPath, "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template.jinja")
 	}
 	_, fast := out["tokenizer.json"]
 	_, spm := out["tokenizer.model"]
@@ -272,6 +278,41 @@ func convertible(dir, tokenizer string) (map[string]string, error) {
 		return nil, missing("Fetch the model again with its tokenizer, or name one in tokenizer_path.", "There is neither tokenizer.json nor tokenizer.model in %s, one of which Ollama needs", dir)
 	}
 	return out, nil
+}
+
+// take adds the files of a folder that match.
+func take(out map[string]string, from string, patterns ...string) {
+	for _, pattern := range patterns {
+		found, err := filepath.Glob(filepath.Join(quoteGlob(from), pattern))
+		if err != nil {
+			continue // a pattern of ours is well-formed
+		}
+		for _, p := range found {
+			rel, err := filepath.Rel(from, p)
+			if fi, serr := os.Stat(p); err == nil && serr == nil && fi.Mode().IsRegular() {
+				out[filepath.ToSlash(rel)] = p
+			}
+		}
+	}
+}
+
+const torchIndex = "pytorch_model.bin.index.json"
+
+var torchShard = regexp.MustCompile(`^pytorch_model-(\d{5,6})-of-(\d{5,6})\.bin$`)
+
+// takeTorch adds the weights that Transformers would take of a folder with PyTorch's files: the one, or all shards.
+func takeTorch(out map[string]string, dir string) error {
+	if take(out, dir, "pytorch_model.bin"); len(out) > 0 {
+		return nil
+	}
+	take(out, dir, "pytorch_model-*-of-*.bin")
+	maps.DeleteFunc(out, func(name, _ string) bool { return !torchShard.MatchString(name) })
+	for name := range out {
+		if all := strings.TrimLeft(torchShard.FindStringSubmatch(name)[2], "0"); fmt.Sprint(len(out)) != all {
+			return missing("Fetch the model again, all of its files.", "%s is one of %s files, of which %d are there", name, all, len(out))
+		}
+	}
+	return nil
 }
 
 // complete holds the files of a folder against its index, which names every shard.
@@ -324,7 +365,7 @@ func (l *Loader) fromLibrary(a registry.Artifact, m registry.Model) (weights, er
 	if man == nil {
 		return weights{}, missing("Fetch it again; somebody may have deleted it from Ollama's folder.", "The manifest of %s at revision %s is not in %s", m.SourcePath, a.Revision, dir)
 	}
-	w := weights{library: m.SourcePath, family: a.Facts.Architecture}
+	w := weights{library: m.SourcePath, family: a.Facts.Architecture, cost: cost{pulled: a.Bytes}}
 	if m.QuantizationBits != 0 {
 		return w, &registry.Error{Code: registry.CodeInvalid, Op: "ollama.Load", Msg: "Models of an Ollama library are quantised already", Fields: []registry.FieldError{{
 			Field: "quantization_bits", Msg: "has no effect on a model of an Ollama library; leave it out and choose a tag, such as llama3.2:3b-instruct-q8_0"}}}
