@@ -132,7 +132,7 @@ func (in *venvJob) run(ctx context.Context) error {
 	if err := in.Works(ctx, pythonIn(env)); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(env, PackagesFile), []byte(in.Packages), 0o644); err != nil { //nolint:gosec // no secret
+	if err := os.WriteFile(filepath.Join(env, PackagesFile), []byte(in.Packages), 0o644); err != nil {
 		return in.Failed(err, "Cannot write into %s: %v", env, err)
 	}
 	// Engines import as they go: one that began with the old packages would go on with the new ones.
