@@ -66,7 +66,7 @@ func loadsAndAnswers(t *testing.T, s *suite) {
 	}
 	checkAnswers(t, in, a.spec.Model.ModelID)
 	checkPrivate(t, s, a, in)
-	s.stop(t, in)
+	stopIsIdempotent(t, s, in)
 	s.gone(t, a)
 	if err := in.Err(); err != nil {
 		t.Errorf("Err after Stop: %v", err)
@@ -186,8 +186,9 @@ func killIsNoticed(t *testing.T, s *suite) {
 	}
 }
 
-func stopIsIdempotent(t *testing.T, s *suite) {
-	in, a := s.ready(t)
+// stopIsIdempotent stops an instance eight times at once, and then again.
+func stopIsIdempotent(t *testing.T, s *suite, in loaders.Instance) {
+	t.Helper()
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
@@ -201,10 +202,6 @@ func stopIsIdempotent(t *testing.T, s *suite) {
 	}
 	wg.Wait()
 	s.stop(t, in)
-	s.gone(t, a)
-	if err := in.Err(); err != nil {
-		t.Errorf("Err after Stop: %v", err)
-	}
 }
 
 func stopKillsTheStubborn(t *testing.T, s *suite) {
@@ -353,6 +350,9 @@ func (s *suite) recoverer(t *testing.T) loaders.Recoverer {
 func recovers(t *testing.T, s *suite) {
 	in, a := s.ready(t)
 	h := roundTrip(t, in.Handle())
+	if !s.Remote {
+		refusesStrangers(t, s, in)
+	}
 	back, err := loaders.Instance(nil), error(nil)
 	if s.Remote {
 		back, err = s.loader.(loaders.Reconnector).Reconnect(t.Context(), h, a.spec.Model)
@@ -377,11 +377,20 @@ func recovers(t *testing.T, s *suite) {
 	if err := back.Err(); err != nil {
 		t.Errorf("Err after Stop: %v", err)
 	}
+	if !s.Remote {
+		if path := placeOf(t, h).Socket; path != "" {
+			deadSocket(t, path) // as if it had been killed while no manager ran
+		}
+		if _, err := s.recoverer(t).Recover(t.Context(), h); registry.CodeOf(err) != registry.CodeNotFound {
+			t.Errorf("a dead process: got %v, want CodeNotFound", err)
+		}
+	}
 	s.gone(t, a)
 }
 
-func recoverRefusesStrangers(t *testing.T, s *suite) {
-	in, a := s.ready(t)
+// refusesStrangers offers the loader handles that are nearly the instance's: none is taken for it, and it does not suffer.
+func refusesStrangers(t *testing.T, s *suite, in loaders.Instance) {
+	t.Helper()
 	r := s.recoverer(t)
 	h := in.Handle()
 	for name, change := range map[string]func(*registry.Handle){
@@ -400,12 +409,4 @@ func recoverRefusesStrangers(t *testing.T, s *suite) {
 	if err := in.Health(t.Context()); err != nil {
 		t.Errorf("the instance suffered: %v", err)
 	}
-	s.stop(t, in)
-	if path := placeOf(t, h).Socket; path != "" {
-		deadSocket(t, path) // as if it had been killed while no manager ran
-	}
-	if _, err := r.Recover(t.Context(), h); registry.CodeOf(err) != registry.CodeNotFound {
-		t.Errorf("a dead process: got %v, want CodeNotFound", err)
-	}
-	s.gone(t, a)
 }

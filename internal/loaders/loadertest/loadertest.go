@@ -65,9 +65,9 @@ func Run(t *testing.T, h Harness) {
 		check func(*testing.T, *suite)
 	}{
 		{"Describes", describes}, {"LoadsAndAnswers", loadsAndAnswers}, {"CancelAtEveryStage", cancelAtEveryStage}, {"CancelAtRandom", cancelAtRandom},
-		{"KillIsNoticed", killIsNoticed}, {"KillAtRandom", killAtRandom}, {"StopIsIdempotent", stopIsIdempotent}, {"StopKillsTheStubborn", stopKillsTheStubborn},
+		{"KillIsNoticed", killIsNoticed}, {"KillAtRandom", killAtRandom}, {"StopKillsTheStubborn", stopKillsTheStubborn},
 		{"PlacesAreNotShared", placesAreNotShared}, {"MissingFile", missingFile}, {"UnknownParameter", unknownParameter}, {"Recovers", recovers},
-		{"RecoverRefusesStrangers", recoverRefusesStrangers}, {"SurvivesTheManager", survivesTheManager},
+		{"SurvivesTheManager", survivesTheManager},
 	} {
 		if h.Remote && slices.Contains(ofProcesses, c.name) {
 			continue
@@ -82,7 +82,7 @@ func Run(t *testing.T, h Harness) {
 }
 
 // ofProcesses are the checks that have no meaning where nothing of ours runs.
-var ofProcesses = []string{"KillIsNoticed", "KillAtRandom", "PlacesAreNotShared", "MissingFile", "RecoverRefusesStrangers", "SurvivesTheManager"}
+var ofProcesses = []string{"KillIsNoticed", "KillAtRandom", "PlacesAreNotShared", "MissingFile", "SurvivesTheManager"}
 
 // attempt is one load with all that was reported about it.
 type attempt struct {
