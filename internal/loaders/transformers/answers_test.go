@@ -188,7 +188,8 @@ func refusals(t *testing.T, in loaders.Instance) {
 	}
 }
 
-// TestEveryKind loads one model of each kind and asks for what it can do.
+// TestEveryKind loads one model of each kind and asks for what it can do. TestConformance does so with a model in several
+// files, and TestTrustedCode with one of half the precision.
 func TestEveryKind(t *testing.T) {
 	dir := models(t)
 	text := func(got map[string]any) string {
@@ -228,8 +229,6 @@ func TestEveryKind(t *testing.T) {
 		{"t5", "T5ForConditionalGeneration", "/v1/completions", registry.FormatSafetensors, map[string]any{"prompt": "translate", "max_tokens": 5, "temperature": 0}, func(t *testing.T, got map[string]any) { _ = text(got) }},
 		{"moe", "Qwen3MoeForCausalLM", "/v1/completions", registry.FormatSafetensors, map[string]any{"prompt": []string{"a", "bcd"}, "max_tokens": 5, "temperature": 0}, func(t *testing.T, got map[string]any) { _ = text(got) }},
 		{"mamba", "Mamba2ForCausalLM", "/v1/completions", registry.FormatSafetensors, map[string]any{"prompt": []string{"a", "bcd"}, "max_tokens": 5, "temperature": 0}, func(t *testing.T, got map[string]any) { _ = text(got) }},
-		{"llama-half", "LlamaForCausalLM", "/v1/completions", registry.FormatSafetensors, map[string]any{"prompt": "a", "max_tokens": 5}, func(t *testing.T, got map[string]any) { _ = text(got) }},
-		{"llama-sharded", "LlamaForCausalLM", "/v1/chat/completions", registry.FormatSafetensors, map[string]any{"messages": []any{map[string]any{"role": "user", "content": "x"}}, "max_tokens": 5}, func(*testing.T, map[string]any) {}},
 	} {
 		t.Run(c.model, func(t *testing.T) {
 			t.Parallel()

@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 			fmt.Println(err)
 			return nil
 		}
-		h := harness(filepath.Join(dir, "llama"))
+		h := harness(filepath.Join(dir, "llama-sharded"))
 		return &h
 	}))
 }
@@ -126,7 +126,7 @@ func harness(path string) loadertest.Harness {
 }
 
 func TestConformance(t *testing.T) {
-	loadertest.Run(t, harness(filepath.Join(models(t), "llama")))
+	loadertest.Run(t, harness(filepath.Join(models(t), "llama-sharded")))
 }
 
 // load fills in what the manager would and loads with the real engine.
