@@ -20,7 +20,7 @@ func atSocket() Config {
 // to others afterwards.
 func TestChoosesASocket(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		dir, err := os.MkdirTemp("", "place")
+		dir, err := os.MkdirTemp("", "place") //nolint:usetesting // rapid.T has no TempDir: one folder for each draw
 		if err != nil {
 			t.Fatal(err)
 		}
