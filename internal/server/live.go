@@ -676,7 +676,7 @@ func (m *liveModel) logParts(ctx context.Context) []part {
 		return []part{{"log-reset", partials.LogBox(showLines(lines))}}
 	}
 	if lines := m.s.Manager.ForPeople(m.log.Lines()); len(lines) > 0 {
-		return []part{{"log", components.LogLines(showLines(lines))}}
+		return []part{{"log", components.LogLines(showLines(lines))}} //nolint:contextcheck // it is drawn later, with the context of who draws it
 	}
 	return nil
 }
