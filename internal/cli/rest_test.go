@@ -1,12 +1,14 @@
 package cli
 
 import (
+	"bytes"
 	"os"
-	"strconv"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // TestRestComes plays a start, rest, a burst of requests and rest again.
@@ -81,26 +83,54 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
 	}
 }
 
-// TestUnmapUnused gives the pages of this program back and goes on.
+// TestUnmapUnused reads a file through memory, gives its pages back, and finds the file unchanged in the same place.
 func TestUnmapUnused(t *testing.T) {
-	before := fileMemory(t)
+	want := bytes.Repeat([]byte("llmm"), 1<<18)
+	path := filepath.Join(t.TempDir(), "read")
+	if err := os.WriteFile(path, want, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	mapped, err := unix.Mmap(int(f.Fd()), 0, len(want), unix.PROT_READ, unix.MAP_PRIVATE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Munmap(mapped); err != nil {
+			t.Error(err)
+		}
+	}()
+	if !bytes.Equal(mapped, want) {
+		t.Fatal("the file was not mapped")
+	}
+	if got := residentOf(t, path); got != "1024 kB" {
+		t.Fatalf("%s of the file are mapped after it was read, want 1024 kB", got)
+	}
 	unmapUnused()
-	if after := fileMemory(t); after >= before {
-		t.Errorf("%d kB of files before, %d kB after", before, after)
+	if got := residentOf(t, path); got != "0 kB" {
+		t.Errorf("%s of the file are still mapped", got)
+	}
+	if !bytes.Equal(mapped, want) {
+		t.Error("the file reads differently now")
 	}
 }
 
-// fileMemory is how much of files this process has mapped and in memory, in kB.
-func fileMemory(t *testing.T) int {
+// residentOf is how much of a mapped file counts as this process's memory.
+func residentOf(t *testing.T, path string) string {
 	t.Helper()
-	b, err := os.ReadFile("/proc/self/status")
+	b, err := os.ReadFile("/proc/self/smaps")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(string(b), "RssFile:")
-	kB, err := strconv.Atoi(strings.Fields(rest)[0])
-	if err != nil {
-		t.Fatal(err)
+	_, rest, found := strings.Cut(string(b), path)
+	_, rest, _ = strings.Cut(rest, "\nRss:")
+	size, _, _ := strings.Cut(rest, "\n")
+	if !found {
+		t.Fatalf("%s is not mapped", path)
 	}
-	return kB
+	return strings.TrimSpace(size)
 }
