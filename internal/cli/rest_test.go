@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
@@ -85,7 +84,7 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
 
 // TestUnmapUnused reads a file through memory, gives its pages back, and finds the file unchanged in the same place.
 func TestUnmapUnused(t *testing.T) {
-	want := bytes.Repeat([]byte("llmm"), 1<<18)
+	want := []byte(strings.Repeat("llmm", 1<<18))
 	path := filepath.Join(t.TempDir(), "read")
 	if err := os.WriteFile(path, want, 0o600); err != nil {
 		t.Fatal(err)
@@ -104,7 +103,7 @@ func TestUnmapUnused(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if !bytes.Equal(mapped, want) {
+	if string(mapped) != string(want) {
 		t.Fatal("the file was not mapped")
 	}
 	if got := residentOf(t, path); got != "1024 kB" {
@@ -114,7 +113,7 @@ func TestUnmapUnused(t *testing.T) {
 	if got := residentOf(t, path); got != "0 kB" {
 		t.Errorf("%s of the file are still mapped", got)
 	}
-	if !bytes.Equal(mapped, want) {
+	if string(mapped) != string(want) {
 		t.Error("the file reads differently now")
 	}
 }
