@@ -3,6 +3,7 @@ package cli
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -103,7 +104,7 @@ func TestUnmapUnused(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if string(mapped) != string(want) {
+	if !slices.Equal(mapped, want) {
 		t.Fatal("the file was not mapped")
 	}
 	if got := residentOf(t, path); got != "1024 kB" {
@@ -113,7 +114,7 @@ func TestUnmapUnused(t *testing.T) {
 	if got := residentOf(t, path); got != "0 kB" {
 		t.Errorf("%s of the file are still mapped", got)
 	}
-	if string(mapped) != string(want) {
+	if !slices.Equal(mapped, want) {
 		t.Error("the file reads differently now")
 	}
 }
