@@ -51,12 +51,19 @@ func tinyTensors(vocab int) map[string]tensor {
 		"model.embed_tokens.weight": random(vocab, tinyHidden), "model.norm.weight": random(tinyHidden), "lm_head.weight": random(vocab, tinyHidden),
 	}
 	for i := range tinyLayers {
-		for name, shape := range map[string][]int{
+		shapes := map[string][]int{
 			"self_attn.q_proj": {tinyHidden, tinyHidden}, "self_attn.k_proj": {tinyKV * head, tinyHidden}, "self_attn.v_proj": {tinyKV * head, tinyHidden},
 			"self_attn.o_proj": {tinyHidden, tinyHidden}, "mlp.gate_proj": {tinyInner, tinyHidden}, "mlp.up_proj": {tinyInner, tinyHidden}, "mlp.down_proj": {tinyHidden, tinyInner},
 			"input_layernorm": {tinyHidden}, "post_attention_layernorm": {tinyHidden},
-		} {
-			out[fmt.Sprintf("model.layers.%d.%s.weight", i, name)] = random(shape...)
+		}
+		for _, name := range slices.Sorted(maps.Keys(shapes)) { // in one order: the same weights each time
+			out[fmt.Sprintf("model.layers.%d.%s.weight", i, name)] = random(shapes[name]...)
+		}
+	}
+	// Only letters and signs are ever likely: an answer neither ends at once nor has half a character in it.
+	for id, head := 0, out["lm_head.weight"]; id < vocab; id++ {
+		if id < '!' || id > '~' {
+			clear(head.data[id*2*tinyHidden : (id+1)*2*tinyHidden])
 		}
 	}
 	return out
