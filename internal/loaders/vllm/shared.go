@@ -7,8 +7,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
@@ -60,19 +62,39 @@ func (b *sharedBook) look(now bool) {
 	}
 }
 
-// mapped lists the files of shared memory that a process has mapped.
+// mapped lists the files of shared memory that a process has mapped, by their inodes: a semaphore is made under another name
+// than the one that stays, and reads as deleted in the process's maps.
 func mapped(pid int) []string {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/maps", pid))
 	if err != nil {
 		return nil
 	}
 	defer func() { _ = f.Close() }()
+	inodes := map[uint64]bool{}
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		// address, permissions, offset, device, inode, path
+		if fields := strings.Fields(lines.Text()); len(fields) > 5 && strings.HasPrefix(fields[5], sharedDir+"/") {
+			if inode, err := strconv.ParseUint(fields[4], 10, 64); err == nil {
+				inodes[inode] = true
+			}
+		}
+	}
+	if len(inodes) == 0 {
+		return nil
+	}
+	files, err := os.ReadDir(sharedDir)
+	if err != nil {
+		return nil
+	}
 	var out []string
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		_, name, ok := strings.Cut(lines.Text(), sharedDir+"/")
-		if ok && sharedName.MatchString(name) { // one that is deleted already has " (deleted)" behind it
-			out = append(out, name)
+	for _, file := range files {
+		if !sharedName.MatchString(file.Name()) {
+			continue
+		}
+		if info, err := file.Info(); err == nil {
+			if stat, ok := info.Sys().(*syscall.Stat_t); ok && inodes[stat.Ino] {
+				out = append(out, file.Name())
+			}
 		}
 	}
 	return out
