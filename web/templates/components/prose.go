@@ -1,3 +1,4 @@
+// Package components has the small parts that every page of the console is made of.
 package components
 
 import (
