@@ -213,7 +213,10 @@ func warmup(f registry.Facts, name string) httpengine.API {
 	if f.Embedding {
 		return httpengine.API{Path: "/v1/embeddings", Body: map[string]any{"model": name, "input": "Hi"}}
 	}
-	return httpengine.API{Path: "/v1/completions", Body: map[string]any{"model": name, "prompt": "Hi", "max_tokens": 1}}
+	// Raw, without the model's template: with the system prompt that some templates bring, a prompt of dozens of tokens would
+	// be read, and a load take longer by that.
+	return httpengine.API{Path: "/api/generate", Body: map[string]any{"model": name, "prompt": "Hi", "raw": true, "stream": false,
+		"keep_alive": -1, "options": map[string]any{"num_predict": 1}}}
 }
 
 // nameOf makes a name of Ollama's out of a model_id: llmm/ and what Ollama allows of it.
