@@ -40,6 +40,8 @@ var causes = []httpengine.Cause{
 		Msg: "Ollama ran out of memory", Hint: "Give the model a shorter context_length, or unload others."},
 	{Kind: registry.FailureUnsupportedArch, Pattern: regexp.MustCompile(`unknown model architecture: '([^']*)'`),
 		Msg: "This Ollama does not know the architecture $1", Hint: "Install a newer Ollama, or use another engine."},
+	{Kind: registry.FailureUnsupportedArch, Pattern: regexp.MustCompile(`error loading model vocabulary: (cannot find tokenizer merges)`),
+		Msg: "llama.cpp, which runs Ollama's models, cannot use the model's tokenizer: it has no merges", Hint: "Load it with the engine transformers, or give it the tokenizer.json that the weights were made with."},
 	{Kind: registry.FailureUnsupportedArch, Pattern: regexp.MustCompile(`unknown pre-tokenizer type: '([^']*)'`),
 		Msg: "This Ollama does not know the tokenizer $1", Hint: "Install a newer Ollama, or use another engine."},
 	{Kind: registry.FailureUnsupportedArch, Pattern: regexp.MustCompile(`unsupported architecture "?([^"\s]*)"?`),
