@@ -149,9 +149,7 @@ func describe(err error) string {
 		if f.Hint != "" && !strings.Contains(e.Error(), f.Hint) {
 			b.WriteString("\n  " + f.Hint)
 		}
-		for _, l := range f.LogTail {
-			b.WriteString("\n  | " + l)
-		}
+		b.WriteString(logTail(f))
 	}
 	if s := e.Shortage; s != nil {
 		for _, h := range s.Holders {

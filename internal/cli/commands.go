@@ -89,44 +89,6 @@ func (c *lsCmd) Run(e *env) error {
 	return err
 }
 
-type showCmd struct {
-	remote
-	ID string `arg:"" help:"The model's id."`
-}
-
-func (c *showCmd) Run(e *env) error {
-	var all map[string]any
-	if err := c.get(e, modelPath(c.ID), &all); err != nil || c.JSON {
-		return err
-	}
-	return table(e.stdout, "FIELD\tVALUE", func(t *tabwriter.Writer) {
-		row := func(name string) {
-			if v, ok := all[name]; ok && v != nil && v != "" {
-				if s, isText := v.(string); isText {
-					fmt.Fprintf(t, "%s\t%s\n", name, s)
-				} else if b, err := json.Marshal(v); err == nil {
-					fmt.Fprintf(t, "%s\t%s\n", name, b)
-				}
-			}
-		}
-		for _, f := range registry.Fields {
-			row(f.Name)
-		}
-		for _, line := range artifactLines(all["artifact"]) {
-			fmt.Fprintln(t, line)
-		}
-		for _, name := range []string{"artifact_state", "changed", "status", "unwell", "device", "loaded_engine", "memory", "registration", "failure", "version", "updated_by", "updated_at"} {
-			row(name)
-		}
-		for _, line := range loadedLines(all["loaded"]) {
-			fmt.Fprintln(t, line)
-		}
-		for _, line := range activityLines(all["activity"]) {
-			fmt.Fprintln(t, line)
-		}
-	})
-}
-
 type registerCmd struct {
 	remote
 	File      string   `help:"A JSON file with the fields; - reads standard input." short:"f" placeholder:"FILE"`

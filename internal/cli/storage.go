@@ -206,36 +206,6 @@ func factLines(row func(name, value string), f registry.Facts) {
 	}
 }
 
-// artifactLines is what the API says of a model's files, as rows of a table.
-func artifactLines(v any) []string {
-	b, err := json.Marshal(v)
-	if err != nil || v == nil {
-		return nil
-	}
-	var a registry.ModelArtifact
-	if json.Unmarshal(b, &a) != nil {
-		return nil
-	}
-	var out []string
-	row := func(name, value string) {
-		if value != "" {
-			out = append(out, name+"\t"+value)
-		}
-	}
-	if a.Revision != "" {
-		row("resolved to", fmt.Sprintf("%s, %s in %s, on %s", a.Revision, bytes(a.Bytes), countFiles(len(a.Files)), a.ResolvedAt.Local().Format("2006-01-02 15:04")))
-	}
-	if a.Fetched != "" {
-		row("on disk", a.Fetched+" in "+a.Root+", since "+a.FetchedAt.Local().Format("2006-01-02 15:04"))
-	}
-	factLines(row, a.Facts)
-	row("tokenizer", companionText(a.Tokenizer))
-	if a.Problem != nil {
-		row("problem", a.Problem.Msg)
-	}
-	return out
-}
-
 // companionText is a tokenizer of another place in one line; "" for none.
 func companionText(c *registry.Companion) string {
 	if c == nil {
