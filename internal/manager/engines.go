@@ -87,7 +87,7 @@ func (in choiceInput) noEngine() (what, hint string) {
 	var missing []string
 	for _, e := range in.engines {
 		if e.problem != "" && !e.info.OnlyNamed {
-			missing, hint = append(missing, e.info.Title), e.info.HowToGet
+			missing, hint = append(missing, e.info.Title), cmp.Or(hint, e.info.HowToGet) // of the one that auto prefers
 		}
 	}
 	if len(missing) > 0 {

@@ -256,7 +256,7 @@ func TestNoEngine(t *testing.T) {
 		Failure      struct{ Kind, Hint string }
 	}
 	s.call("POST", path("sample")+"/load?wait=60s", nil, http.StatusBadGateway, &p)
-	if p.Failure.Kind != "engine_missing" || !strings.Contains(p.Detail, "llama.cpp or Ollama could load it") || !strings.Contains(p.Failure.Hint, "llmm engine install") {
+	if p.Failure.Kind != "engine_missing" || !strings.Contains(p.Detail, "llama.cpp or Ollama could load it") || !strings.Contains(p.Failure.Hint, "llmm engine install llamacpp") {
 		t.Errorf("the load says %+v", p)
 	}
 }
