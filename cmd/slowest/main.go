@@ -127,10 +127,7 @@ func (s *summary) take(e event, said map[string][]string, show io.Writer) (err e
 		if e.Elapsed > 0 {
 			s.packages = append(s.packages, took{e.Package, e.Elapsed})
 		}
-		if e.Action == "fail" && !slices.ContainsFunc(s.failures, func(f failure) bool { return strings.HasPrefix(f.name, e.Package+".") }) {
-			s.failures = append(s.failures, failure{e.Package, s.whole[e.Package]})
-		}
-		delete(s.whole, e.Package)
+		err = s.ended(e, said, show)
 	default:
 		if e.Action == "fail" {
 			_, err = io.WriteString(show, strings.Join(said[id], ""))
@@ -144,6 +141,34 @@ func (s *summary) take(e event, said map[string][]string, show io.Writer) (err e
 	return err
 }
 
+// ended takes the verdict about a package. A test program that dies (a panic in another goroutine, a signal, os.Exit) leaves
+// tests without a verdict, and go test counts what it said last as theirs.
+func (s *summary) ended(e event, said map[string][]string, show io.Writer) error {
+	defer delete(s.whole, e.Package)
+	var cut []string
+	for id := range said {
+		if strings.HasPrefix(id, e.Package+".") {
+			cut = append(cut, id)
+		}
+	}
+	slices.Sort(cut)
+	for _, id := range cut {
+		if e.Action == "fail" {
+			if _, err := io.WriteString(show, strings.Join(said[id], "")); err != nil {
+				return err
+			}
+			if lines := own(said[id]); len(lines) > 0 {
+				s.failures = append(s.failures, failure{id, lines})
+			}
+		}
+		delete(said, id)
+	}
+	if e.Action == "fail" && !slices.ContainsFunc(s.failures, func(f failure) bool { return strings.HasPrefix(f.name, e.Package+".") }) {
+		s.failures = append(s.failures, failure{e.Package, s.whole[e.Package]})
+	}
+	return nil
+}
+
 // note keeps what a package says itself, for the case that it fails and none of its tests does.
 func (s *summary) note(e event) {
 	name := cmp.Or(e.Package, e.ImportPath)
@@ -155,14 +180,19 @@ func (s *summary) note(e event) {
 
 // failed keeps what a test said that failed; a test that only failed in its parts says nothing of its own.
 func (s *summary) failed(id string, said []string) {
-	own := slices.DeleteFunc(slices.Clone(said), func(line string) bool {
+	lines := own(said)
+	inParts := slices.ContainsFunc(s.failures, func(f failure) bool { return strings.HasPrefix(f.name, id+"/") })
+	if len(lines) > 0 || !inParts {
+		s.failures = append(s.failures, failure{id, lines})
+	}
+}
+
+// own is what a test said without what go test says of it.
+func own(said []string) []string {
+	return slices.DeleteFunc(slices.Clone(said), func(line string) bool {
 		line = strings.TrimLeft(line, " ")
 		return strings.HasPrefix(line, "=== ") || strings.HasPrefix(line, "--- FAIL")
 	})
-	inParts := slices.ContainsFunc(s.failures, func(f failure) bool { return strings.HasPrefix(f.name, id+"/") })
-	if len(own) > 0 || !inParts {
-		s.failures = append(s.failures, failure{id, own})
-	}
 }
 
 // short is the beginning of what was said, and the line with the seed wherever it stands.

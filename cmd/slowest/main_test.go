@@ -86,3 +86,25 @@ func TestFailuresComeLast(t *testing.T) {
 		t.Errorf("the last lines (-want +got):\n%s", diff)
 	}
 }
+
+// TestDeath reads what is printed when a test program dies: its last words count as a test's that never gets a verdict.
+func TestDeath(t *testing.T) {
+	in := strings.Join([]string{
+		`{"Action":"output","Package":"m/a","Test":"TestWaits","Output":"=== PAUSE TestWaits\n"}`,
+		`{"Action":"output","Package":"m/a","Test":"TestRuns","Output":"=== RUN   TestRuns\n"}`,
+		`{"Action":"output","Package":"m/a","Test":"TestRuns","Output":"panic: of another goroutine\n"}`,
+		`{"Action":"output","Package":"m/a","Output":"FAIL\tm/a\t2.900s\n"}`,
+		`{"Action":"fail","Package":"m/a","Elapsed":2.9}`,
+	}, "\n")
+	var shown strings.Builder
+	if err := run(strings.NewReader(in), &shown, 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	before, last, _ := strings.Cut(shown.String(), "What failed:\n")
+	if !strings.Contains(before, "panic: of another goroutine\n") {
+		t.Errorf("it is not shown where it happened:\n%s", before)
+	}
+	if want := "  m/a.TestRuns\npanic: of another goroutine\n"; last != want {
+		t.Errorf("the last lines are\n%s, want\n%s", last, want)
+	}
+}
