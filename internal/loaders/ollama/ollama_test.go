@@ -298,3 +298,50 @@ func TestGGUFs(t *testing.T) {
 		}
 	}
 }
+
+// TestTokenizerPath: the tokenizer that Ollama is given is the one that tokenizer_path names, within the model's folder or on
+// this machine, and never one of the folder that the server happens to run in.
+func TestTokenizerPath(t *testing.T) {
+	write := func(root string, names ...string) string {
+		for _, n := range names {
+			at := filepath.Join(root, n)
+			if err := os.MkdirAll(filepath.Dir(at), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(at, []byte("{}"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return root
+	}
+	t.Chdir(write(t.TempDir(), "tokenizer/tokenizer.json", "org/name/tokenizer.json", "elsewhere/tokenizer.json"))
+	dir := write(t.TempDir(), "model.safetensors", "config.json", "tokenizer.model", "tokenizer_config.json", "tokenizer/tokenizer.json", "slow/vocab.txt")
+	other := write(t.TempDir(), "tokenizer.model", "tokenizer_config.json", "old [1]/tokenizer.json")
+	for named, want := range map[string]struct{ json, spm, config string }{
+		"":                                {"", dir + "/tokenizer.model", dir + "/tokenizer_config.json"},
+		"org/name":                        {"", dir + "/tokenizer.model", dir + "/tokenizer_config.json"}, // the model's own name
+		"tokenizer":                       {dir + "/tokenizer/tokenizer.json", "", dir + "/tokenizer_config.json"},
+		"tokenizer/tokenizer.json":        {dir + "/tokenizer/tokenizer.json", "", dir + "/tokenizer_config.json"},
+		other:                             {"", other + "/tokenizer.model", other + "/tokenizer_config.json"},
+		other + "/tokenizer.model":        {"", other + "/tokenizer.model", dir + "/tokenizer_config.json"},
+		other + "/old [1]/tokenizer.json": {other + "/old [1]/tokenizer.json", "", dir + "/tokenizer_config.json"},
+		"elsewhere":                       {},
+		other + "/nothing":                {},
+		"slow":                            {},
+		dir + "/slow/vocab.txt":           {},
+	} {
+		w, err := New(Options{}).weightsOf(loaders.LoadSpec{
+			Artifact: registry.Artifact{Path: dir, Files: []registry.File{{Path: "model.safetensors"}}},
+			Model:    registry.Model{SourceType: registry.SourceHuggingFace, SourcePath: "org/name", ModelFormat: registry.FormatSafetensors, TokenizerPath: named},
+		})
+		if want.config == "" {
+			if e := registry.AsError(err); e == nil || e.Failure == nil || e.Failure.Kind != registry.FailureMissingFile || !strings.Contains(e.Failure.Hint, "tokenizer_path") {
+				t.Errorf("%q: %v, %v", named, w.files, err)
+			}
+			continue
+		}
+		if got := w.files; err != nil || got["tokenizer.json"] != want.json || got["tokenizer.model"] != want.spm || got["tokenizer_config.json"] != want.config {
+			t.Errorf("%q: %v, %v", named, got, err)
+		}
+	}
+}

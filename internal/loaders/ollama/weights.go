@@ -80,7 +80,7 @@ func (l *Loader) weightsOf(spec loaders.LoadSpec) (weights, error) {
 	if m.ModelFormat != registry.FormatGGUF {
 		w.convert = true
 		var err error
-		if w.files, err = convertible(a.Path, m); err != nil {
+		if w.files, err = convertible(spec); err != nil {
 			return w, err
 		}
 		for name := range w.files {
@@ -236,7 +236,8 @@ var weightPatterns = []string{"model*.safetensors", "consolidated*.safetensors"}
 
 // convertible returns the files of a folder that ollama create would take, and those of PyTorch where there are no
 // safetensors. The tokenizer of tokenizer_path is used instead of the model's own.
-func convertible(dir string, m registry.Model) (map[string]string, error) {
+func convertible(spec loaders.LoadSpec) (map[string]string, error) {
+	dir, m := spec.Artifact.Path, spec.Model
 	if fi, err := os.Stat(dir); err == nil && !fi.IsDir() {
 		dir = filepath.Dir(dir)
 	}
@@ -265,12 +266,14 @@ func convertible(dir string, m registry.Model) (map[string]string, error) {
 	if _, ok := out["config.json"]; !ok {
 		return nil, missing("Fetch the model again with its configuration.", "There is no config.json in %s, so nobody can tell what model it is", dir)
 	}
-	if m.TokenizerPath != "" {
-		fi, err := os.Stat(m.TokenizerPath)
-		if err != nil || !fi.IsDir() {
-			return nil, missing("Correct tokenizer_path; for Ollama it must be a folder on this machine.", "The tokenizer is not at %s", m.TokenizerPath)
+	tokenizer, err := loaders.TokenizerPath(spec, loaders.ArtifactFolder(spec.Artifact))
+	if err != nil {
+		return nil, err
+	}
+	if tokenizer != "" {
+		if err := takeTokenizer(out, tokenizer); err != nil {
+			return nil, err
 		}
-		take(out, m.TokenizerPath, "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template.jinja")
 	}
 	_, fast := out["tokenizer.json"]
 	_, spm := out["tokenizer.model"]
@@ -278,6 +281,25 @@ func convertible(dir string, m registry.Model) (map[string]string, error) {
 		return nil, missing("Fetch the model again with its tokenizer, or name one in tokenizer_path.", "There is neither tokenizer.json nor tokenizer.model in %s, one of which Ollama needs", dir)
 	}
 	return out, nil
+}
+
+// takeTokenizer puts another tokenizer, a folder or one file, in the place of the model's own. Both of the model's go, since
+// Ollama would prefer its tokenizer.model to the other's tokenizer.json.
+func takeTokenizer(out map[string]string, path string) error {
+	found := map[string]string{}
+	if fi, err := os.Stat(path); err == nil && !fi.IsDir() {
+		take(found, filepath.Dir(path), quoteGlob(filepath.Base(path)))
+	} else {
+		take(found, path, "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template.jinja")
+	}
+	if found["tokenizer.json"] == "" && found["tokenizer.model"] == "" {
+		return missing("Set tokenizer_path to a folder that has tokenizer.json or tokenizer.model, or to one of these files.",
+			"There is neither tokenizer.json nor tokenizer.model at %s, where tokenizer_path says; Ollama needs one of them", path)
+	}
+	delete(out, "tokenizer.json")
+	delete(out, "tokenizer.model")
+	maps.Copy(out, found)
+	return nil
 }
 
 // take adds the files of a folder that match.
