@@ -256,6 +256,27 @@ func TestASlowEngineHoldsNobodyUp(t *testing.T) {
 	}
 }
 
+// TestForgottenTwice: two who ask to look again, while the look of before is still under way, get a fresh one.
+func TestForgottenTwice(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		m := &Manager{ctx: ctx}
+		defer m.work.Wait()
+		defer cancel()
+		hangs := slow{fake.New(fake.Options{}), "llamacpp", nil}
+		first := m.check(hangs)
+		if m.check(hangs) != first {
+			t.Error("two look at once")
+		}
+		m.ForgetEngines()
+		m.ForgetEngines()
+		if m.check(hangs) == first || m.EngineChanges() != 2 {
+			t.Errorf("the look is the one of before; %d changes", m.EngineChanges())
+		}
+	})
+}
+
 // TestAnEngineThatHangs: whichever hangs, the first too, a choice waits for it a moment once there is one that would do, and
 // not long if there is none. Time is that of a bubble, so that nobody waits for real.
 func TestAnEngineThatHangs(t *testing.T) {

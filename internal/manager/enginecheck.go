@@ -83,14 +83,7 @@ func (m *Manager) ForgetEngines() {
 	m.checks.mu.Lock()
 	defer m.checks.mu.Unlock()
 	m.checks.changes++
-	for name, c := range m.checks.last {
-		select {
-		case <-c.done:
-			delete(m.checks.last, name)
-		default: // it ends soon; who waits for it gets it
-			m.checks.last[name] = nil
-		}
-	}
+	clear(m.checks.last) // who waits for one that is under way has it
 }
 
 // EngineChanges grows whenever what is usable may have changed.
