@@ -96,7 +96,7 @@ func (l *Loader) convert(ctx context.Context, prog program, spec loaders.LoadSpe
 	}
 	defer func() { err = errors.Join(err, done()) }()
 	say := newConversion(w, report)
-	if w, err = l.rewrite(ctx, work, w, say); err != nil {
+	if w, err = l.rewrite(ctx, work, w, say, cost.disk); err != nil {
 		return err
 	}
 	models := filepath.Join(work, "models")

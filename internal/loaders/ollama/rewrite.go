@@ -27,6 +27,9 @@ func (c cost) work() int64 { return c.safetensors + 2*c.gguf }
 // and once as a blob, and removes the first then.
 func (c cost) disk() int64 { return c.safetensors + max(2*c.gguf, c.gguf+2*c.kept) }
 
+// here is what of it is written on this machine's disk for a running server, which converts where it keeps its models.
+func (c cost) here() int64 { return c.safetensors }
+
 // costOf estimates what converting the files takes, from what the facts say.
 func costOf(bytes int64, f registry.Facts, bits int, torch bool) cost {
 	var c cost
@@ -45,11 +48,11 @@ func costOf(bytes int64, f registry.Facts, bits int, torch bool) cost {
 }
 
 // rewrite makes safetensors of PyTorch's files in the folder of a conversion, and returns the files that Ollama is to get.
-// What is in them is not run; see package pytorch. CodeLoadingFailed with FailureDiskFull when the disk has no room for all that
-// the conversion will write.
-func (l *Loader) rewrite(ctx context.Context, work string, w weights, say *conversion) (weights, error) {
+// What is in them is not run; see package pytorch. CodeLoadingFailed with FailureDiskFull when the disk has no room for what
+// the conversion will write on it, in bytes, by needed.
+func (l *Loader) rewrite(ctx context.Context, work string, w weights, say *conversion, needed func(cost) int64) (weights, error) {
 	if len(w.torch) == 0 {
-		return w, room(work, say.cost.disk())
+		return w, room(work, needed(say.cost))
 	}
 	paths := make([]string, 0, len(w.torch))
 	for _, name := range w.torch {
@@ -63,7 +66,7 @@ func (l *Loader) rewrite(ctx context.Context, work string, w weights, say *conve
 	if say.cost.safetensors, err = in.Bytes(); err != nil {
 		return w, failedWith(err, work)
 	}
-	if err := room(work, say.cost.disk()); err != nil {
+	if err := room(work, needed(say.cost)); err != nil {
 		return w, err
 	}
 	dir := filepath.Join(work, "safetensors")

@@ -177,7 +177,7 @@ func (l *Loader) give(ctx context.Context, c *api.Client, spec loaders.LoadSpec,
 			return "", werr
 		}
 		defer func() { err = errors.Join(err, done()) }()
-		if w, err = l.rewrite(ctx, work, w, say); err != nil {
+		if w, err = l.rewrite(ctx, work, w, say, cost.here); err != nil {
 			return "", err
 		}
 	}
