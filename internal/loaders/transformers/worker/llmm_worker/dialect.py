@@ -3,6 +3,8 @@
 What is not understood is refused by name rather than passed over, with the dialect's own error object.
 """
 
+import functools
+import inspect
 import json
 import math
 import time
@@ -56,6 +58,12 @@ SHARED = {"temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequen
 CHAT = SHARED | {"messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "response_format", "chat_template_kwargs",
                  "add_generation_prompt", "continue_final_message", "reasoning_effort"}
 COMPLETION = SHARED | {"prompt", "echo", "best_of", "suffix"}
+
+# What tells transformers how a chat is rendered, in any version. chat_template would be a program of the client's own, run
+# where every request waits for it.
+RENDERING = {"self", "conversation", "conversations", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message",
+             "tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict",
+             "return_assistant_tokens_mask", "tokenizer_kwargs", "args", "kwargs"}
 
 
 class Reader:
@@ -152,6 +160,10 @@ def chat(body, loaded):
     tools = r.raw("tools")
     if not isinstance(extra, dict):
         raise Refused("chat_template_kwargs must be an object", "chat_template_kwargs")
+    for name in extra:
+        if name in rendering(type(tokenizer)):
+            raise Refused(f"chat_template_kwargs must not have {name}: it is for what the model's own chat template reads, such as enable_thinking, "
+                          "and not for how it is rendered", f"chat_template_kwargs.{name}")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(t, dict) for t in tools)):
         raise Refused("tools must be a list of objects", "tools")
     if r.has("reasoning_effort"):
@@ -173,6 +185,17 @@ def chat(body, loaded):
         prompts=[tokenizer(text, add_special_tokens=False)["input_ids"]], sampling=sampling(r, loaded.defaults, len(tokenizer), told), max_tokens=limit,
         stops=r.strings("stop"), n=r.integer("n", 1, 1, MAX_CHOICES), stream=stream, include_usage=usage, chat=True,
         skip_special=r.flag("skip_special_tokens", True), ignore_eos=r.flag("ignore_eos"), id="chatcmpl-" + uuid.uuid4().hex)
+
+
+@functools.lru_cache(maxsize=None)
+def rendering(tokenizer):
+    """The names that mean something to apply_chat_template of a class of tokenizers itself, and not to the template. A method of a
+    model's own may hand the rest on, so those it stands for count as well."""
+    names = set(RENDERING)
+    for base in tokenizer.__mro__:
+        if "apply_chat_template" in base.__dict__:
+            names.update(inspect.signature(base.__dict__["apply_chat_template"]).parameters)
+    return frozenset(names)
 
 
 def _messages(r):
