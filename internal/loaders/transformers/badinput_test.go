@@ -156,6 +156,9 @@ func TestBadModels(t *testing.T) {
 			remove(t, dir, "tokenizer.json")
 			remove(t, dir, "tokenizer_config.json")
 		}, registry.FailureMissingFile, "tokenizer"},
+		"a tokenizer that is none": {"llama", func(t *testing.T, dir string, _ *loaders.LoadSpec) {
+			write(t, filepath.Join(dir, "tokenizer.json"), "{}")
+		}, registry.FailureCorruptFile, "tokenizer.json"},
 		"a tokenizer_path to nowhere": {"llama", func(_ *testing.T, _ string, s *loaders.LoadSpec) { s.Model.TokenizerPath = "/nowhere/tokenizer" }, registry.FailureMissingFile, "/nowhere/tokenizer"},
 		"a pickle with code in it": {"bert", func(t *testing.T, dir string, s *loaders.LoadSpec) {
 			s.Model.ModelFormat = registry.FormatTransformersPT
@@ -237,6 +240,9 @@ func TestBadInterpreters(t *testing.T) {
 		"ends at once":     {script("ends", "exit 3"), "does not answer"},
 		"no torch":         {script("bare", versions("", "5.0.0")), "has no torch"},
 		"old transformers": {script("old", versions("2.9.0", "4.40.1")), "4.57 or later"},
+		"old torch":        {script("oldest", versions("2.1.2", "4.57.6")), "torch 2.1.2, and 2.2 or later"},
+		"a torch too old for its transformers": {script("between", `echo '{"python": "3.11.7", "torch": "2.4.1+cu124", "transformers": "5.23.0", "torch_needed": "2.6", "safetensors": "0.8.0", "site": "/"}'`),
+			"torch 2.4.1+cu124, and 2.6 or later is needed by its transformers 5.23.0"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := transformers.New(transformers.Options{Python: c.path})
@@ -259,6 +265,45 @@ func TestBadInterpreters(t *testing.T) {
 		l := transformers.New(transformers.Options{Python: filepath.Join(bare, "bin", "python"), TagPrefix: tagOf(t)})
 		_, _, err = loadWith(t, l, spec(dir, nil))
 		if registry.CodeOf(err) != registry.CodeUnavailable || !strings.Contains(err.Error(), "has no torch") || !strings.Contains(err.Error(), "llmm engine install") {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("an old torch beside the engine's transformers", func(t *testing.T) {
+		models(t) // fails where there is no engine
+		v, err := transformers.New(options("")).Check(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		old := filepath.Join(t.TempDir(), "old")
+		if out, err := exec.CommandContext(t.Context(), v.Path, "-m", "venv", "--without-pip", old).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		python := filepath.Join(old, "bin", "python")
+		const site = "import sysconfig; print(sysconfig.get_paths()['purelib'], end='')"
+		to, err := exec.CommandContext(t.Context(), python, "-c", site).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		from, err := exec.CommandContext(t.Context(), v.Path, "-c", site).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"transformers", "safetensors"} {
+			found, err := filepath.Glob(filepath.Join(string(from), name+"-*.dist-info"))
+			if err != nil || len(found) != 1 {
+				t.Fatalf("%v, %v", found, err)
+			}
+			if err := os.Symlink(found[0], filepath.Join(string(to), filepath.Base(found[0]))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// What transformers 5 has always switched off.
+		if err := os.Mkdir(filepath.Join(string(to), "torch-2.3.1.dist-info"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(string(to), "torch-2.3.1.dist-info", "METADATA"), "Metadata-Version: 2.1\nName: torch\nVersion: 2.3.1\n")
+		_, err = transformers.New(transformers.Options{Python: python}).Check(t.Context())
+		if registry.CodeOf(err) != registry.CodeUnavailable || !strings.Contains(err.Error(), "has torch 2.3.1, and ") || !strings.Contains(err.Error(), " is needed by its transformers 5.") {
 			t.Errorf("got %v", err)
 		}
 	})

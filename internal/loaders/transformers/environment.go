@@ -24,6 +24,7 @@ type environment struct {
 	Torch        string `json:"torch"`
 	Cuda         string `json:"cuda"` // the CUDA that torch was built with; "" none
 	Transformers string `json:"transformers"`
+	TorchNeeded  string `json:"torch_needed"` // the oldest torch that transformers says it runs with; "" it does not say
 	Safetensors  string `json:"safetensors"`
 	ONNXRuntime  string `json:"onnxruntime"`      // "" none
 	ONNXOnCUDA   bool   `json:"onnxruntime_cuda"` // it is the build with CUDA
@@ -39,7 +40,7 @@ func (e environment) devices() []registry.Device {
 
 // asked is what the interpreter is asked. It reads what packages say of themselves: importing torch takes seconds.
 const asked = `
-import importlib.metadata as m, importlib.util as u, json, os, sys, sysconfig
+import importlib.metadata as m, importlib.util as u, json, os, re, sys, sysconfig
 def version(name):
     try: return m.version(name)
     except Exception: return ""
@@ -49,10 +50,13 @@ try:
     with open(os.path.join(os.path.dirname(u.find_spec("torch").origin), "version.py")) as f: exec(f.read(), ns)
     cuda, torch = ns.get("cuda") or "", str(ns.get("__version__") or torch)
 except Exception: pass
+def torch_needed():
+    try: return next((v.group(1) for v in (re.match(r"torch\s*\(?[^;]*>=\s*([0-9.]+)", r) for r in m.requires("transformers") or []) if v), "")
+    except Exception: return ""
 def onnx_on_cuda():
     try: return os.path.exists(os.path.join(os.path.dirname(u.find_spec("onnxruntime").origin), "capi", "libonnxruntime_providers_cuda.so"))
     except Exception: return False
-print(json.dumps({"python": sys.version.split()[0], "torch": torch, "cuda": cuda, "transformers": version("transformers"),
+print(json.dumps({"python": sys.version.split()[0], "torch": torch, "cuda": cuda, "transformers": version("transformers"), "torch_needed": torch_needed(),
                   "safetensors": version("safetensors"), "onnxruntime": version("onnxruntime-gpu") or version("onnxruntime"), "onnxruntime_cuda": onnx_on_cuda(), "site": sysconfig.get_paths()["purelib"]}))
 `
 
@@ -191,6 +195,10 @@ func inspect(ctx context.Context, path string) (environment, error) {
 		if install.CompareVersions(number, o.version) < 0 {
 			return environment{}, unusable(nil, "The Python at %s has %s %s, and %s or later is needed. Upgrade it, or run `llmm engine install transformers`", path, o.name, got, o.version)
 		}
+	}
+	// transformers does without a torch that it finds too old, and then has no models.
+	if number, _, _ := strings.Cut(e.Torch, "+"); install.CompareVersions(number, e.TorchNeeded) < 0 {
+		return environment{}, unusable(nil, "The Python at %s has torch %s, and %s or later is needed by its transformers %s. Upgrade torch, or run `llmm engine install transformers`", path, e.Torch, e.TorchNeeded, e.Transformers)
 	}
 	return e, nil
 }

@@ -9,6 +9,9 @@ import os
 from .control import Failure
 from .folder import read_json
 
+# Files that a tokenizer may be read from in place of tokenizer.json.
+VOCABULARIES = ("tokenizer.model", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -22,10 +25,26 @@ def check(settings):
     if bits and not (settings.get("device") or "cpu").startswith("cuda"):
         raise Failure("bad_parameter", f"quantization_bits {bits} needs a CUDA device: bitsandbytes is what does it, and it does not do so on the CPU here",
                       "Leave quantization_bits out, or use a GGUF of the model with llama.cpp, which runs quantised on the CPU.")
+    if not settings.get("trust_remote_code"):
+        check_tokenizer(settings.get("tokenizer_path") or path)
     # A class of the model's own, an adapter, or a config that names its weights may want other files.
     if settings.get("format") == "safetensors" and not settings.get("trust_remote_code") and not settings.get("params", {}).get("variant") \
             and "transformers_weights" not in config and not os.path.exists(os.path.join(path, "adapter_config.json")):
         check_safetensors(path)
+
+
+def check_tokenizer(path):
+    """Where a tokenizer is read from tokenizer.json alone, it is not half of one, nor a page that says that it was not found. To parse
+    it would take as long as to load it."""
+    file = os.path.join(path, "tokenizer.json")
+    if not os.path.isfile(file) or any(os.path.isfile(os.path.join(path, name)) for name in VOCABULARIES):
+        return
+    with open(file, "rb") as f:
+        start = f.read(64).lstrip()
+        f.seek(max(os.fstat(f.fileno()).st_size - 64, 0))
+        end = f.read(64).rstrip()
+    if start[:1] not in (b"{", b"") or end[-1:] not in (b"}", b"") or os.path.getsize(file) == 0:
+        raise Failure("corrupt_file", "tokenizer.json is not one: it is half copied, or something else under its name", "Copy or download the file again.")
 
 
 def check_safetensors(path):

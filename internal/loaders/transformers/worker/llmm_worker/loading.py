@@ -264,11 +264,26 @@ def load_tokenizer(path, settings, config):
             raise
         if "trust_remote_code" in str(e):
             raise explain(e, {}, "The tokenizer cannot be used")
+        check_tokenizer(path)
         raise Failure("missing_file", f"No tokenizer could be loaded from {path}: {first_line(e)}",
                       "Copy tokenizer.json (or tokenizer.model, vocab.txt) and tokenizer_config.json beside the weights, or set tokenizer_path to a folder that has them.")
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def check_tokenizer(path):
+    """Raises Failure if what is wrong with a folder's tokenizer is that a file of it is damaged."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        read_json(os.path.join(path, name))
+    file = os.path.join(path, "tokenizer.json")
+    if not os.path.isfile(file):
+        return
+    from tokenizers import Tokenizer
+    try:
+        Tokenizer.from_file(file)
+    except Exception as e:
+        raise Failure("corrupt_file", f"tokenizer.json cannot be read: {first_line(e)}", "Copy or download the file again.")
 
 
 def choose_device(settings):

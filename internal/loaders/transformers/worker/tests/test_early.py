@@ -73,6 +73,25 @@ class EarlyTest(unittest.TestCase):
         self.assertEqual(got[0], "bad_parameter")
         self.assertIn("CUDA", got[1])
 
+    def test_half_a_tokenizer_is_told(self):
+        good = json.dumps({"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}}}).encode()
+        whole = {"config.json": b"{}", "model.safetensors": tensors()}
+        for settings in ({}, {"format": "transformers_pt"}):
+            for fine in (good, b"\n " + good + b"\n" * 9, good + b" " * 999, b"{}"):
+                self.assertEqual(self.check({**whole, "tokenizer.json": fine}, **settings), ("", ""))
+            for bad in (b"", b"<html>{}</html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", good[:len(good) // 2]):
+                got = self.check({**whole, "tokenizer.json": bad}, **settings)
+                self.assertEqual(got[0], "corrupt_file", bad)
+                self.assertIn("tokenizer.json", got[1])
+                # Where it may not be the one that is read.
+                self.assertEqual(self.check({**whole, "tokenizer.json": bad, "tokenizer.model": b""}, **settings), ("", ""))
+                self.assertEqual(self.check({**whole, "tokenizer.json": bad}, trust_remote_code=True, **settings), ("", ""))
+        for here, own, kind in ((b"{", good, ""), (good, good[:20], "corrupt_file")):
+            with tempfile.TemporaryDirectory() as d:
+                with open(os.path.join(d, "tokenizer.json"), "wb") as f:
+                    f.write(own)
+                self.assertEqual(self.check({**whole, "tokenizer.json": here}, tokenizer_path=d)[0], kind)
+
     def test_a_file_cut_anywhere_is_found(self):
         whole = tensors(40)
         for n in range(len(whole)):

@@ -1,7 +1,9 @@
 """What a load costs beyond the model."""
 
+import os
 import subprocess
 import sys
+import tempfile
 import unittest
 from types import SimpleNamespace
 from unittest import mock
@@ -36,6 +38,39 @@ class ChooseTest(unittest.TestCase):
         self.assertLess(int(out[2]), 20)
         # And it loads without what is not promised to be there.
         self.assertEqual(out[3:], ["False", "LlamaForCausalLM", "cpu"])
+
+
+class TokenizerTest(unittest.TestCase):
+    def load(self, files):
+        from transformers import LlamaConfig
+
+        from llmm_worker import loading
+        with tempfile.TemporaryDirectory() as d:
+            for name, content in files.items():
+                with open(os.path.join(d, name), "w", encoding="utf-8") as f:
+                    f.write(content)
+            return loading.load_tokenizer(d, {}, LlamaConfig())
+
+    def test_a_damaged_tokenizer_is_told_from_an_absent_one(self):
+        from tokenizers import Tokenizer, models
+        good, config = Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).to_str(), '{"tokenizer_class": "PreTrainedTokenizerFast"}'
+        self.assertEqual(self.load({"tokenizer.json": good, "tokenizer_config.json": config})("a")["input_ids"], [0])
+        for bad in ("{}", "[]", "no", good[:-2], good.replace("WordLevel", "Wondrous")):
+            for beside in ({}, {"tokenizer_config.json": config}):
+                with self.assertRaises(Failure, msg=bad) as caught:
+                    self.load({"tokenizer.json": bad, **beside})
+                self.assertEqual(caught.exception.kind, "corrupt_file", bad)
+                self.assertIn("tokenizer.json", caught.exception.message)
+        for absent in ({}, {"tokenizer_config.json": config}):
+            with self.assertRaises(Failure) as caught:
+                self.load(absent)
+            self.assertEqual(caught.exception.kind, "missing_file")
+            self.assertIn("tokenizer", caught.exception.message)
+        # What is wrong is another file.
+        with self.assertRaises(Failure) as caught:
+            self.load({"tokenizer.json": good, "tokenizer_config.json": "no"})
+        self.assertEqual(caught.exception.kind, "corrupt_file")
+        self.assertIn("tokenizer_config.json", caught.exception.message)
 
 
 class Weights:
