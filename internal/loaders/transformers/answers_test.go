@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
-	"math"
 	"net/http"
 	"os/exec"
 	"path/filepath"
@@ -191,64 +190,47 @@ func refusals(t *testing.T, in loaders.Instance) {
 	}
 }
 
-// TestEveryKind loads one model of each kind and asks for what it can do. TestConformance does so with a model in several
-// files, and TestTrustedCode with one of half the precision.
+// TestEveryKind loads one model of each kind and asks for what it can do; encoders must give what torch itself gave when their
+// copies were exported. TestConformance does so with a model in several files, and TestTrustedCode with one of half the precision.
 func TestEveryKind(t *testing.T) {
-	dir := models(t)
-	text := func(got map[string]any) string {
-		c := got["choices"].([]any)[0].(map[string]any)
-		return c["text"].(string)
+	dir, references := models(t), exported(t)
+	writes := func(prompt any) func(t *testing.T, in loaders.Instance) {
+		return func(t *testing.T, in loaders.Instance) {
+			code, got := ask(t, in, "/v1/completions", map[string]any{"prompt": prompt, "max_tokens": 5, "temperature": 0})
+			if code != http.StatusOK {
+				t.Fatalf("status %d: %v", code, got)
+			}
+			_ = got["choices"].([]any)[0].(map[string]any)["text"].(string)
+		}
 	}
 	for _, c := range []struct {
-		model, class, path string
-		format             registry.Format
-		body               map[string]any
-		check              func(t *testing.T, got map[string]any)
+		model, class string
+		api          registry.API
+		format       registry.Format
+		check        func(t *testing.T, in loaders.Instance)
 	}{
-		{"bert", "BertForMaskedLM", "/v1/fill-mask", registry.FormatTransformersPT, map[string]any{"input": "a [MASK] c", "top_k": 3}, func(t *testing.T, got map[string]any) {
-			masks := got["data"].([]any)[0].(map[string]any)["masks"].([]any)
-			if len(masks) != 1 || len(masks[0].([]any)) != 3 {
-				t.Errorf("%v", got)
-			}
+		{"bert", "BertForMaskedLM", registry.APIFillMask, registry.FormatTransformersPT, func(t *testing.T, in loaders.Instance) {
+			filled(t, in, expected(t, filepath.Join(references, "filler")))
 		}},
-		{"classifier", "BertForSequenceClassification", "/v1/classify", registry.FormatSafetensors, map[string]any{"input": []string{"good", "bad"}}, func(t *testing.T, got map[string]any) {
-			sum := 0.0
-			for _, p := range got["data"].([]any)[1].(map[string]any)["scores"].(map[string]any) {
-				sum += p.(float64)
-			}
-			if math.Abs(sum-1) > 1e-5 {
-				t.Errorf("the scores sum to %v: %v", sum, got)
-			}
+		{"classifier", "BertForSequenceClassification", registry.APIClassify, registry.FormatSafetensors, func(t *testing.T, in loaders.Instance) {
+			classified(t, in, expected(t, filepath.Join(references, "classifier")))
 		}},
-		{"bert-plain", "BertModel", "/v1/embeddings", registry.FormatSafetensors, map[string]any{"input": "hello"}, func(t *testing.T, got map[string]any) {
-			sum := 0.0
-			for _, x := range got["data"].([]any)[0].(map[string]any)["embedding"].([]any) {
-				sum += x.(float64) * x.(float64)
-			}
-			if math.Abs(sum-1) > 1e-4 {
-				t.Errorf("modules.json asks for length 1, the square is %v", sum)
-			}
+		{"bert-plain", "BertModel", registry.APIEmbeddings, registry.FormatSafetensors, func(t *testing.T, in loaders.Instance) {
+			alike(t, in, expected(t, filepath.Join(references, "embedder")), 0.9999)
 		}},
-		{"t5", "T5ForConditionalGeneration", "/v1/completions", registry.FormatSafetensors, map[string]any{"prompt": "translate", "max_tokens": 5, "temperature": 0}, func(t *testing.T, got map[string]any) { _ = text(got) }},
-		{"moe", "Qwen3MoeForCausalLM", "/v1/completions", registry.FormatSafetensors, map[string]any{"prompt": []string{"a", "bcd"}, "max_tokens": 5, "temperature": 0}, func(t *testing.T, got map[string]any) { _ = text(got) }},
-		{"mamba", "Mamba2ForCausalLM", "/v1/completions", registry.FormatSafetensors, map[string]any{"prompt": []string{"a", "bcd"}, "max_tokens": 5, "temperature": 0}, func(t *testing.T, got map[string]any) { _ = text(got) }},
+		{"t5", "T5ForConditionalGeneration", registry.APICompletions, registry.FormatSafetensors, writes("translate")},
+		{"moe", "Qwen3MoeForCausalLM", registry.APICompletions, registry.FormatSafetensors, writes([]string{"a", "bcd"})},
+		{"mamba", "Mamba2ForCausalLM", registry.APICompletions, registry.FormatSafetensors, writes([]string{"a", "bcd"})},
 	} {
 		t.Run(c.model, func(t *testing.T) {
 			t.Parallel()
 			s := spec(filepath.Join(dir, c.model), nil)
 			s.Model.ModelFormat = c.format
 			in := mustLoad(t, s)
-			if got := in.Endpoint().ModelClass; got != c.class {
-				t.Errorf("the class is %s, want %s", got, c.class)
+			if ep := in.Endpoint(); ep.ModelClass != c.class || !slices.Contains(ep.APIs, c.api) {
+				t.Errorf("the endpoint says %+v, want %s that answers %s", ep, c.class, c.api)
 			}
-			if apis := in.Endpoint().APIs; !slices.ContainsFunc(apis, func(a registry.API) bool { return strings.Contains(c.path, string(a)) }) {
-				t.Errorf("it answers %s, and says that it answers %v", c.path, apis)
-			}
-			code, got := ask(t, in, c.path, c.body)
-			if code != http.StatusOK {
-				t.Fatalf("status %d: %v", code, got)
-			}
-			c.check(t, got)
+			c.check(t, in)
 		})
 	}
 }
