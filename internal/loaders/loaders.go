@@ -40,6 +40,8 @@ type Version struct {
 	Path    string            // the program, or the address of a service
 	Devices []registry.Device // what this build can use
 	NoCUDA  string            // why CUDA is not among them and what would change that, as sentences; often ""
+	// Elsewhere: it runs on another machine, so that models take no memory of this one.
+	Elsewhere bool
 }
 
 // LoadSpec is all that a loader needs to load one model.
@@ -47,7 +49,7 @@ type LoadSpec struct {
 	Model      registry.Model
 	Artifact   registry.Artifact
 	InstanceID string          // unique for all time; tags the process, its log and its folder
-	Device     registry.Device // DeviceCPU or DeviceCUDA, decided by the planner; never auto
+	Device     registry.Device // DeviceCPU or DeviceCUDA, decided by the planner; what was asked for, perhaps auto, of an engine elsewhere
 	GPUs       []int           // NVML indices, with DeviceCUDA
 	GPUUUIDs   []string        // the same devices by UUID, for CUDA_VISIBLE_DEVICES
 	Reserved   int64           // bytes promised to it, on all of its devices together

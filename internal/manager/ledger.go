@@ -63,6 +63,20 @@ func (l *ledger) update(instance string, change func(*registry.Reservation)) {
 	}
 }
 
+// holds notes what an instance without a process holds in all, in bytes. On several GPUs it counts evenly, as it was
+// promised: nobody tells how much is on which.
+func (l *ledger) holds(instance string, ram, gpu int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	rows := l.rows[instance]
+	for i := range rows {
+		rows[i].Taken = shareOf(gpu, len(rows))
+		if rows[i].Device == string(registry.DeviceCPU) {
+			rows[i].Taken = ram
+		}
+	}
+}
+
 // updateModel changes the rows of every instance of a model.
 func (l *ledger) updateModel(id string, change func(*registry.Reservation)) {
 	l.mu.Lock()

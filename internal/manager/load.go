@@ -138,7 +138,7 @@ func (m *Manager) planInput(ctx context.Context, rec registry.Record, device reg
 	in := PlanInput{
 		Model: rec.Model, Device: cmp.Or(device, rec.DevicePreference), Engine: eng.info.Name, Why: eng.why, Builds: eng.version.Devices, NoCUDA: eng.version.NoCUDA,
 		NeedGPU: footprint(eng.loader, rec.Model, art, registry.DeviceCUDA), NeedCPU: footprint(eng.loader, rec.Model, art, registry.DeviceCPU),
-		Sample: sample, Now: m.now(),
+		Sample: sample, Now: m.now(), Elsewhere: eng.version.Elsewhere,
 	}
 	return in, eng, nil
 }
@@ -317,6 +317,9 @@ func (w *loadWork) load(ctx context.Context) (loaders.Instance, registry.Memory,
 			}
 		},
 	}
+	if plan.Device == remote {
+		spec.Device = cmp.Or(w.job.opts.Device, model.DevicePreference) // whose devices nobody here knows
+	}
 	if len(plan.GPUs) > 0 {
 		spec.Device = registry.DeviceCUDA
 		for _, i := range plan.GPUs {
@@ -338,7 +341,7 @@ func (w *loadWork) load(ctx context.Context) (loaders.Instance, registry.Memory,
 	if err != nil {
 		return nil, none, "", err
 	}
-	mem := reported(ctx, inst, w.m.measure(ctx, inst.Handle(), plan))
+	mem := w.m.reported(ctx, inst, w.m.measure(ctx, inst.Handle(), plan))
 	w.m.ledger.update(w.instance, func(r *registry.Reservation) { r.PID = inst.Handle().PID })
 	took := w.m.now().Sub(began).Round(10 * time.Millisecond)
 	return inst, mem, readySentence(took, plan, mem), nil

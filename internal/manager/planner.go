@@ -22,11 +22,16 @@ type PlanInput struct {
 	NoCUDA  string            // why that is without CUDA, for this model; often ""
 	NeedGPU registry.Footprint
 	NeedCPU registry.Footprint
+	// Elsewhere: the engine runs on another machine.
+	Elsewhere bool
 
 	Sample       registry.Sample
 	Reservations []registry.Reservation // of all others: those of the model itself are left out by the caller
 	Now          time.Time
 }
+
+// elsewhere is the device of what runs on another machine.
+const remote = "remote"
 
 // room is one device as the planner sees it. All in bytes.
 type room struct {
@@ -46,8 +51,8 @@ type room struct {
 // device's total, less everything promised.
 func MakePlan(in PlanInput) registry.Plan {
 	p := registry.Plan{ModelID: in.Model.ModelID, Engine: in.Engine, EngineWhy: in.Why}
-	if in.Engine == "external" {
-		p.Verdict, p.Device, p.Sentence = registry.VerdictFits, "remote", "Runs elsewhere: it takes no memory of this machine."
+	if in.Engine == "external" || in.Elsewhere {
+		p.Verdict, p.Device, p.Sentence = registry.VerdictFits, remote, "Runs elsewhere: it takes no memory of this machine."
 		return p
 	}
 	usable := usableGPUs(in)
@@ -394,7 +399,7 @@ func where(device string) string {
 	switch device {
 	case "cpu":
 		return "in main memory"
-	case "remote":
+	case remote:
 		return "elsewhere"
 	}
 	return "on " + deviceTitle(device)

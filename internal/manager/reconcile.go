@@ -97,7 +97,8 @@ func (m *Manager) reattach(ctx context.Context, rt registry.Runtime) bool {
 				}
 				plan := registry.Plan{Device: rt.Device, GPUs: gpusOf(rt.Device), Needs: registry.Footprint{Estimated: rt.Memory.PredictedGPU + rt.Memory.PredictedRAM}}
 				m.ledger.restore(rec.Model, rt.InstanceID, plan, to)
-				m.measure(ctx, h, plan) // what it holds is not free any more, and so not promised on top
+				said := m.reported(ctx, inst, m.measure(ctx, h, plan)) // what it holds is not free any more, and so not promised on top
+				rt.Memory.ReportedRAM, rt.Memory.ReportedGPU = said.ReportedRAM, said.ReportedGPU
 				if to == registry.RuntimeSleeping {
 					m.ledger.shrink(rt.InstanceID, m.residue(rt))
 				}

@@ -69,7 +69,7 @@ func (m *Manager) sleeps(rt registry.Runtime, inst loaders.Instance) (can bool, 
 		title = l.Info().Title
 	}
 	if _, ok := inst.(loaders.Sleeper); !ok {
-		if rt.Device == "remote" {
+		if rt.Device == remote {
 			return false, "It runs elsewhere and holds no memory of this machine"
 		}
 		return false, title + " has no sleep mode. Unloading gives the memory back"

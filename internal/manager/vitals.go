@@ -63,7 +63,7 @@ func (a *actor) look(v *view) {
 	busy := activityOf(ctx, v.inst, err)
 	said := registry.Memory{}
 	if err == nil {
-		said = reported(ctx, v.inst, said)
+		said = m.reported(ctx, v.inst, said)
 	}
 	cancel()
 	select {
@@ -92,13 +92,17 @@ func activityOf(ctx context.Context, inst loaders.Instance, health error) *regis
 	return &busy
 }
 
-// reported adds to mem what the engine itself says that it holds, where it does.
-func reported(ctx context.Context, inst loaders.Instance, mem registry.Memory) registry.Memory {
+// reported adds to mem what the engine itself says that it holds, where it does. Of one in a server of others, which has no
+// process of its own, nothing else is known: what it says is no longer free, so it must not be counted as promised on top.
+func (m *Manager) reported(ctx context.Context, inst loaders.Instance, mem registry.Memory) registry.Memory {
 	if h, ok := inst.(loaders.Holder); ok {
 		ctx, cancel := context.WithTimeout(ctx, vitalsTimeout)
 		defer cancel()
 		if ram, gpu, err := h.Held(ctx); err == nil {
 			mem.ReportedRAM, mem.ReportedGPU = ram, gpu
+			if handle := inst.Handle(); handle.PID == 0 {
+				m.ledger.holds(handle.InstanceID, ram, gpu)
+			}
 		}
 	}
 	return mem

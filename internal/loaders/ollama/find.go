@@ -27,6 +27,7 @@ const defaultPort = "11434"
 // program is an Ollama as it was found: a running server, or a program to run.
 type program struct {
 	host     *url.URL // of a running server; nil for a program
+	away     bool     // it runs on another machine
 	path     string
 	version  string
 	devices  []registry.Device
@@ -58,7 +59,7 @@ func (l *Loader) Check(ctx context.Context) (loaders.Version, error) {
 	if p.host != nil {
 		path = p.host.Redacted()
 	}
-	return loaders.Version{Version: p.version, Path: path, Devices: slices.Clone(p.devices)}, nil
+	return loaders.Version{Version: p.version, Path: path, Devices: slices.Clone(p.devices), Elsewhere: p.away}, nil
 }
 
 func (l *Loader) find(ctx context.Context) (program, error) {
@@ -71,6 +72,7 @@ func (l *Loader) find(ctx context.Context) (program, error) {
 			return program{}, err
 		}
 		p, err := ask(ctx, host)
+		p.away = err == nil && !l.here(ctx, host.Hostname())
 		if err != nil {
 			return program{}, &registry.Error{Code: registry.CodeUnavailable, Op: "ollama.Check", Err: err, Msg: fmt.Sprintf(
 				"The Ollama at %s does not answer: %v. Start it, correct OLLAMA_HOST, or leave OLLAMA_HOST out to have one run for each model", host.Redacted(), cause(err))}

@@ -31,6 +31,7 @@ import (
 	"github.com/industriverse/llmmodelmanager/internal/loaders/httpengine"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/params"
 	"github.com/industriverse/llmmodelmanager/internal/loaders/process"
+	"github.com/industriverse/llmmodelmanager/internal/netaddr"
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
 
@@ -58,6 +59,7 @@ type Options struct {
 type Loader struct {
 	o     Options
 	known programs
+	here  func(ctx context.Context, host string) bool // netaddr.Here
 	arch  architectures.Book
 }
 
@@ -72,7 +74,7 @@ func New(o Options) *Loader {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Loader{o: o}
+	return &Loader{o: o, here: netaddr.Here}
 }
 
 // Info says what Ollama can do.

@@ -93,6 +93,7 @@ func TestOptions(t *testing.T) {
 	}
 	for device, want := range map[registry.Device]map[string]any{
 		registry.DeviceCPU:  {"num_gpu": int64(0), "temperature": 0.2, "stop": []string{"a"}, "num_thread": int64(2), "num_ctx": int64(512), "num_batch": int64(512)},
+		registry.DeviceAuto: {"num_gpu": int64(7), "main_gpu": int64(1), "temperature": 0.2, "stop": []string{"a"}, "num_thread": int64(2), "num_ctx": int64(512), "num_batch": int64(512)},
 		registry.DeviceCUDA: {"num_gpu": int64(7), "main_gpu": int64(1), "temperature": 0.2, "stop": []string{"a"}, "num_thread": int64(2), "num_ctx": int64(512), "num_batch": int64(512)},
 	} {
 		if diff := cmp.Diff(want, options(v, device, 512, registry.Facts{})); diff != "" {
@@ -101,6 +102,9 @@ func TestOptions(t *testing.T) {
 	}
 	if got := options(nil, registry.DeviceCUDA, 512, registry.Facts{Embedding: true}); got["num_gpu"] != int64(allLayers) || got["num_batch"] != nil {
 		t.Errorf("an encoder on a GPU gets %v", got)
+	}
+	if got, ok := options(nil, registry.DeviceAuto, 512, registry.Facts{})["num_gpu"]; ok {
+		t.Errorf("an Ollama elsewhere is told to use %v layers on its GPU", got)
 	}
 	// Ollama reads them from JSON, into its own options.
 	b, err := json.Marshal(options(v, registry.DeviceCUDA, 512, registry.Facts{}))

@@ -52,11 +52,13 @@ func options(v params.Values, device registry.Device, context int, f registry.Fa
 	maps.Copy(out, v)
 	maps.DeleteFunc(out, func(name string, _ any) bool { return slices.Contains(notOptions, name) })
 	out["num_ctx"] = int64(context)
-	if device == registry.DeviceCUDA {
+	switch device {
+	case registry.DeviceAuto: // an Ollama on another machine, which knows its devices
+	case registry.DeviceCUDA:
 		if _, ok := v.Int("num_gpu", 0); !ok {
 			out["num_gpu"] = int64(allLayers)
 		}
-	} else {
+	default:
 		out["num_gpu"] = int64(0)
 		delete(out, "main_gpu")
 	}
