@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -387,6 +388,10 @@ const (
 	classSize      = "torch.Size"
 )
 
+// otherTypes is what torch.save names where tensors are of a type that is not in dtypes: how it writes float8 and the
+// unsigned ones of 16 bits and more, and the storages of complex and of quantised numbers.
+var otherTypes = regexp.MustCompile(`^torch\._utils\._rebuild_(tensor_v3|qtensor)$|^torch\.(Complex(Float|Double)|QU?Int(8|32|4x2|2x4))Storage$`)
+
 // global takes the name of a class or a function. Nearly all are refused at once, used or not.
 func (u *unpickler) global(op byte) error {
 	var parts [2]string
@@ -415,6 +420,9 @@ func (u *unpickler) global(op byte) error {
 	_, isStorage := dtypes[strings.TrimPrefix(full, "torch.")]
 	if isStorage = isStorage && strings.HasPrefix(full, "torch."); isStorage || slices.Contains([]string{classDict, classTensor, classOldTensor, classParameter, classSize}, full) {
 		return u.push(global(full))
+	}
+	if otherTypes.MatchString(full) {
+		return otherType(u.name, full)
 	}
 	return dangerous(u.name, full)
 }
@@ -503,25 +511,32 @@ func (u *unpickler) rebuild(args tuple) (*Tensor, error) {
 	if offset < 0 || offset > in.count {
 		return nil, u.nonsense("a tensor that begins outside of its storage")
 	}
+	if slices.ContainsFunc(shape, negative) || slices.ContainsFunc(strides, negative) {
+		return nil, u.nonsense("a tensor with a shape below zero")
+	}
+	if slices.Contains(shape, 0) {
+		return t, nil // it has no elements, and so none outside
+	}
+	// Where the last element is says whether all are inside. An expanded tensor has more elements than its storage: those along
+	// a stride of 0 are one; what all take together is held against the size of the file, see checkSizes.
 	count, last := int64(1), offset
 	for i, n := range shape {
-		switch {
-		case n < 0 || strides[i] < 0:
-			return nil, u.nonsense("a tensor with a shape below zero")
-		case n == 0:
-			count = 0
-		case count > 0 && (n > in.count/count || strides[i] > 0 && n-1 > in.count/strides[i]):
-			return nil, u.nonsense("a tensor that is larger than its storage")
-		default:
-			count *= n
-			last += (n - 1) * strides[i]
+		if n > maxElements/count {
+			return nil, u.nonsense("a tensor of more elements than any model has")
 		}
+		if strides[i] > 0 && n-1 > in.count/strides[i] {
+			return nil, u.nonsense("a tensor that is larger than its storage")
+		}
+		count *= n
+		last += (n - 1) * strides[i]
 	}
-	if count > 0 && last >= in.count {
+	if last >= in.count {
 		return nil, u.nonsense("a tensor that reaches beyond its storage")
 	}
 	return t, nil
 }
+
+func negative(n int64) bool { return n < 0 }
 
 // numbers reads a tuple of numbers, as a shape is.
 func numbers(v any) ([]int64, bool) {

@@ -55,9 +55,10 @@ var dtypes = map[string]dtype{
 
 // Limits on what a file may claim.
 const (
-	maxDims    = 8
-	maxName    = 1 << 10 // bytes
-	maxTensors = 1 << 17 // of one file; each takes some 30 steps of the pickle
+	maxDims     = 8
+	maxName     = 1 << 10 // bytes
+	maxElements = 1 << 48 // of one tensor
+	maxTensors  = 1 << 17 // of one file; each takes some 30 steps of the pickle
 	// How many times the size of its file tensors may take that share their bytes.
 	maxShared = 4
 )
@@ -272,6 +273,12 @@ func damaged(name, format string, args ...any) error {
 func dangerous(name, asks string) error {
 	return failure(registry.FailureCorruptFile, fmt.Sprintf("%s is a pickle that holds more than tensors, and it was not run: it asks for %s", name, quote(asks)),
 		"Do not use this file with programs that run pickles. Take the model as safetensors, from somebody you trust.", nil)
+}
+
+// otherType is the error of a file whose tensors are of a type that no safetensors are made of here.
+func otherType(name, asks string) error {
+	return failure(registry.FailureUnsupported, fmt.Sprintf("%s has tensors of a type that Ollama does not take: torch.save wrote them by %s", name, quote(asks)),
+		"Load the model with the engine transformers, or save it in bfloat16, float16 or float32.", nil)
 }
 
 func missing(name string, err error) error {

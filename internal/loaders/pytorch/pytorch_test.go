@@ -122,6 +122,34 @@ func TestReal(t *testing.T) {
 	}
 }
 
+// TestOddTensors: what the real torch.save wrote of tensors that share elements with themselves, or have none.
+func TestOddTensors(t *testing.T) {
+	want := parse(t, bytesOf(t, testdata("odd.safetensors")))
+	if len(want) != 6 {
+		t.Fatalf("%d tensors", len(want))
+	}
+	for _, name := range []string{"odd.bin", "odd-bare.bin"} {
+		got, err := convert(t, bytesOf(t, testdata(name)))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}
+
+// TestTypes: tensors of types that Ollama does not take are neither damage nor code, and are not called either.
+func TestTypes(t *testing.T) {
+	for _, name := range []string{"float8.bin", "unsigned.bin", "complex.bin"} {
+		_, err := Open([]string{testdata(name)})
+		e := registry.AsError(err)
+		if e == nil || e.Code != registry.CodeLoadingFailed || e.Failure == nil || e.Failure.Kind != registry.FailureUnsupported || !strings.Contains(e.Failure.Hint, "transformers") ||
+			!strings.Contains(e.Msg, "type") || strings.Contains(e.Msg, "not run") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // TestRefuses: what the real torch.save wrote and is no model; nothing that it asks for is run.
 func TestRefuses(t *testing.T) {
 	for name, says := range map[string]string{
@@ -180,8 +208,9 @@ func TestHostile(t *testing.T) {
 		"a storage of 2^60 elements":     {with(func(x *pytorchtest.Tensor) { x.Count = 1 << 60 }), "a storage that is none"},
 		"a storage of 2^59 elements":     {with(func(x *pytorchtest.Tensor) { x.Count = 1 << 59 }), "do not hold"},
 		"a storage below zero":           {with(func(x *pytorchtest.Tensor) { x.Count = -6 }), "a storage that is none"},
-		"a shape beyond the storage":     {with(func(x *pytorchtest.Tensor) { x.Shape, x.Count = []int{2, 4}, 6 }), "larger than its storage"},
-		"a shape that overflows":         {with(func(x *pytorchtest.Tensor) { x.Shape, x.Count, x.Strides = []int{1 << 40, 1 << 40}, 6, []int{0, 0} }), "larger than its storage"},
+		"a shape beyond the storage":     {with(func(x *pytorchtest.Tensor) { x.Shape, x.Count = []int{2, 4}, 6 }), "beyond its storage"},
+		"a shape that overflows":         {with(func(x *pytorchtest.Tensor) { x.Shape, x.Count, x.Strides = []int{1 << 40, 1 << 40}, 6, []int{0, 0} }), "more elements than"},
+		"one element a million times":    {with(func(x *pytorchtest.Tensor) { x.Shape, x.Count, x.Strides = []int{1 << 20}, 6, []int{0} }), "more than 4 times"},
 		"a shape below zero":             {with(func(x *pytorchtest.Tensor) { x.Shape, x.Count = []int{-2, 3}, 6 }), "below zero"},
 		"an offset beyond the storage":   {with(func(x *pytorchtest.Tensor) { x.Offset = 1 }), "beyond its storage"},
 		"an offset below zero":           {with(func(x *pytorchtest.Tensor) { x.Offset = -1 }), "outside of its storage"},
@@ -190,7 +219,8 @@ func TestHostile(t *testing.T) {
 		"strides below zero":             {with(func(x *pytorchtest.Tensor) { x.Strides = []int{-3, 1} }), "below zero"},
 		"more strides than dimensions":   {with(func(x *pytorchtest.Tensor) { x.Strides = []int{3, 1, 1} }), "a shape and strides"},
 		"a hundred dimensions":           {with(func(x *pytorchtest.Tensor) { x.Shape = slices.Repeat([]int{1}, 100) }), "a shape and strides"},
-		"an unknown type":                {with(func(x *pytorchtest.Tensor) { x.Class = "ComplexFloatStorage" }), "torch.ComplexFloatStorage"},
+		"a class of another module":      {with(func(x *pytorchtest.Tensor) { x.Class = "hub.FloatStorage" }), "torch.hub.FloatStorage"},
+		"no elements of too many":        {with(func(x *pytorchtest.Tensor) { x.Shape, x.Count = []int{0, -1}, 6 }), "below zero"},
 		"no name":                        {with(func(x *pytorchtest.Tensor) { x.Name = "" }), "no name of a tensor"},
 		"the name of the metadata":       {with(func(x *pytorchtest.Tensor) { x.Name = metadataKey }), "no name of a tensor"},
 		"a name of 2 KB":                 {with(func(x *pytorchtest.Tensor) { x.Name = strings.Repeat("x", 2048) }), "no name of a tensor"},

@@ -49,3 +49,18 @@ class Evil:
 torch.save({"weight": n(2), "evil": Evil()}, "evil.bin")
 with open("evil-bare.bin", "wb") as f:
     pickle.dump(Evil(), f, protocol=2)
+
+# Tensors that lie in their storages in odd ways, and types that safetensors readers such as Ollama do not take.
+odd = collections.OrderedDict([
+    ("none", torch.zeros(3, 0)),
+    ("neither", torch.zeros(0, 3, 0)),
+    ("row", torch.tensor([1.0, 2.0, 3.0]).expand(4, 3)),
+    ("column", torch.tensor([[1.0], [2.0]]).expand(2, 5)),
+    ("one", torch.tensor(7.0).expand(2, 3)),
+    ("full", torch.arange(64.0)),
+])
+torch.save(odd, "odd.bin")
+torch.save(odd, "odd-bare.bin", _use_new_zipfile_serialization=False)
+save_file({k: v.contiguous() for k, v in odd.items()}, "odd.safetensors")
+for name, type in {"float8": torch.float8_e4m3fn, "unsigned": torch.uint16, "complex": torch.complex64}.items():
+    torch.save({"weight": torch.zeros(4, dtype=type)}, name + ".bin")
