@@ -36,6 +36,14 @@ func TestAnswersOfALanguageModel(t *testing.T) {
 	}) {
 		t.Errorf("the weights' progress is not told tensor by tensor: %+v", reports)
 	}
+	for _, want := range []struct {
+		stage registry.StageName
+		says  string
+	}{{registry.StageEngine, "config"}, {registry.StageEngine, "tokenizer"}, {registry.StageWeights, "AutoModelForCausalLM, 0.4 MiB"}} {
+		if !slices.ContainsFunc(reports, func(p registry.Progress) bool { return p.Stage == want.stage && strings.Contains(p.Msg, want.says) }) {
+			t.Errorf("%q is not told: %+v", want.says, reports)
+		}
+	}
 	if code, stats := get(t, in, "/stats"); code != http.StatusOK || stats["dtype"] != "float32" || stats["attention"] != "sdpa" {
 		t.Errorf("status %d: %v", code, stats)
 	}
@@ -49,6 +57,17 @@ func TestAnswersOfALanguageModel(t *testing.T) {
 			return "", fmt.Errorf("status %d: %v", code, got)
 		}
 		return got["choices"].([]any)[0].(map[string]any)["text"].(string), nil
+	}
+	served := func() any {
+		_, stats := get(t, in, "/stats")
+		return stats["served"]
+	}
+	before, _ := served().(float64)
+	if _, err := complete("a", map[string]any{"temperature": -1}); err == nil || before != 1 || served() != before {
+		t.Errorf("of one first request and looks at what it does it says %v and %v", before, served())
+	}
+	if _, err := complete("a", nil); err != nil || served() != before+1 {
+		t.Errorf("%v requests were served, want %v (%v)", served(), before+1, err)
 	}
 	prompts := []string{"a", "Once upon a time", "x y z", "héllo wörld 漢字", "1234567890", "The quick brown fox jumps"}
 	alone := map[string]string{}

@@ -19,6 +19,26 @@ def read_json(path):
     return got
 
 
+def weight_bytes(path, settings):
+    """Bytes of the files that the weights are read from, 0 where that is not plain to see."""
+    if settings.get("params", {}).get("variant"):
+        return 0
+    name = "model.safetensors" if settings.get("format") == "safetensors" else "pytorch_model.bin"
+    names = [name]
+    if not os.path.isfile(os.path.join(path, name)):
+        shards = read_json(os.path.join(path, name + ".index.json")).get("weight_map")
+        names = {n for n in shards.values() if isinstance(n, str)} if isinstance(shards, dict) else []
+    try:
+        return sum(os.path.getsize(os.path.join(path, n)) for n in names)
+    except OSError:
+        return 0
+
+
+def in_words(size):
+    """Bytes, for people: 24.5 MiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
 def named_type(source, known):
     """The longest of the known model types that the model's name has in it, "" if there is none. Repositories from before 2020
     often say in no other way what they are: prajjwal1/bert-tiny. transformers went by the name up to version 4. Short words

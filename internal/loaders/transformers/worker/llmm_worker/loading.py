@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from . import encode, generate, troubles
 from .control import Failure, imported
-from .folder import context_length, first_line, named_type, pooling, read_json, text_config
+from .folder import context_length, first_line, in_words, named_type, pooling, read_json, text_config, weight_bytes
 
 log = logging.getLogger("llmm.loading")
 
@@ -217,7 +217,8 @@ def load(settings, control):
     quantization = quantize(settings)
     cls, kind = choose_class(config, settings)
     imported()
-    control.stage("weights", f"Loading {cls.__name__}")
+    size = weight_bytes(path, settings)
+    control.stage("weights", f"Loading {cls.__name__}" + (f", {in_words(size)}" if size else ""))
     with timed("weights"), told_progress(control):
         model = load_weights(cls, path, config, settings, device, quantization)
     model.eval()

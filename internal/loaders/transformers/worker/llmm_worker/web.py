@@ -135,7 +135,7 @@ class Server:
         return "stalled" if self._stalled else "ok"
 
     def memory(self):
-        """Requests answered and bytes of GPU memory: now, and at most since the start."""
+        """Requests that the model was given, without those that were refused, and bytes of GPU memory: now, and at most since the start."""
         return {"served": self.served, **(self._loaded.memory() if self._loaded else {})}
 
     async def listen(self, path):
@@ -278,9 +278,9 @@ class Server:
             raise Refused(f"There is no {path} here: this model answers {', '.join(sorted(routes))}", status=404, code="unsupported")
         if found[0] != method:
             raise Refused(f"{path} wants {found[0]}", status=405)
-        self.served += 1
         answer = found[1]()
         if asyncio.iscoroutine(answer):
+            self.served += 1
             await answer
         else:
             self._send(writer, 200, answer)
