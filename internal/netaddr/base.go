@@ -122,11 +122,17 @@ func (s socketTransport) CloseIdleConnections() { s.http.CloseIdleConnections() 
 // maxSocketPath is how many bytes of a path the kernel takes: sun_path has 104 on macOS and 108 on Linux, with a zero.
 const maxSocketPath = 103
 
-// fullBacklog is how long a connection waits before it tries again while more wait at the socket than it holds. The kernel
-// lets those at a port wait by itself.
-const fullBacklog = 2 * time.Millisecond
+// How long a connection waits before it tries again while more wait at the socket than it holds: from backlogFirst on, twice
+// as long each time up to backlogMost, for backlogFor in all. The kernel lets those at a port wait by itself.
+const (
+	backlogFirst = 2 * time.Millisecond
+	backlogMost  = 100 * time.Millisecond
+	backlogFor   = 10 * time.Second
+)
 
-// dialSocket connects to a socket, also to one whose path is too long for the kernel. It waits while too many others do.
+// dialSocket connects to a socket, also to one whose path is too long for the kernel. While too many others wait it does so,
+// too, but not until ctx ends: http.Transport lets a connection go on for others when its own request has ended, and an
+// engine that is stopped would have ever more of them tried.
 func dialSocket(ctx context.Context, path string) (net.Conn, error) {
 	at := path
 	if len(path) > maxSocketPath {
@@ -139,12 +145,16 @@ func dialSocket(ctx context.Context, path string) (net.Conn, error) {
 		at = fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
 	}
 	var d net.Dialer
-	for {
+	began := time.Now()
+	for pause := backlogFirst; ; pause = min(2*pause, backlogMost) {
 		c, err := d.DialContext(ctx, "unix", at)
 		if !errors.Is(err, syscall.EAGAIN) {
 			return c, err
 		}
-		wait := time.NewTimer(fullBacklog)
+		if time.Since(began) >= backlogFor {
+			return nil, fmt.Errorf("the engine takes no connections: for %s more have waited at its socket than it holds: %w", backlogFor, err)
+		}
+		wait := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
 			wait.Stop()

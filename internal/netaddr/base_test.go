@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -158,34 +159,53 @@ func TestSocketsAreReached(t *testing.T) {
 	}
 }
 
-// TestManyAtOnce has more come than the socket's queue holds: they wait instead of failing.
-func TestManyAtOnce(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "x.sock")
+// fullSocket is a socket that nobody accepts at, with as many connections waiting as it holds.
+func fullSocket(t *testing.T) (path string, fd int, waiting []net.Conn) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "x.sock")
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	f := os.NewFile(uintptr(fd), "listener")
-	defer func() { _ = f.Close() }()
+	t.Cleanup(func() { _ = f.Close() })
 	if err := errors.Join(syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}), syscall.Listen(fd, 1)); err != nil {
 		t.Fatal(err)
 	}
-	var early []net.Conn // as many as the queue holds
 	for {
 		c, err := (&net.Dialer{}).DialContext(t.Context(), "unix", path)
 		if errors.Is(err, syscall.EAGAIN) {
-			break
+			return path, fd, waiting
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		early = append(early, c)
+		t.Cleanup(func() { _ = c.Close() })
+		waiting = append(waiting, c)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	if _, err := dialSocket(ctx, path); err == nil || errors.Is(err, syscall.EAGAIN) {
-		t.Errorf("nobody accepts, and it got %v", err)
-	}
+}
+
+// TestNobodyAccepts: a connection to an engine that is stopped is given up by itself, since http.Transport goes on with one
+// after its request has ended. The clock is that of the test.
+func TestNobodyAccepts(t *testing.T) {
+	path, _, _ := fullSocket(t)
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		_, err := dialSocket(context.WithoutCancel(t.Context()), path)
+		if took := time.Since(began); err == nil || !strings.Contains(err.Error(), "takes no connections") || took < backlogFor || took > backlogFor+backlogMost {
+			t.Errorf("after %s: %v", took, err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := dialSocket(ctx, path); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("the request has ended, and it got %v", err)
+		}
+	})
+}
+
+// TestManyAtOnce has more come than the socket's queue holds: they wait instead of failing.
+func TestManyAtOnce(t *testing.T) {
+	path, fd, early := fullSocket(t)
 	const n = 20
 	var wg sync.WaitGroup
 	errs := make([]error, n)
