@@ -51,7 +51,7 @@ try:
     cuda, torch = ns.get("cuda") or "", str(ns.get("__version__") or torch)
 except Exception: pass
 def torch_needed():
-    try: return next((v.group(1) for v in (re.match(r"torch\s*\(?[^;]*>=\s*([0-9.]+)", r) for r in m.requires("transformers") or []) if v), "")
+    try: return next((v.group(1) for v in (re.match(r"torch(?![\w.-])[^;]*>=\s*([0-9.]+)", r) for r in m.requires("transformers") or []) if v), "")
     except Exception: return ""
 def onnx_on_cuda():
     try: return os.path.exists(os.path.join(os.path.dirname(u.find_spec("onnxruntime").origin), "capi", "libonnxruntime_providers_cuda.so"))
