@@ -103,8 +103,13 @@ func harness(server, gguf string) loadertest.Harness {
 	return loadertest.Harness{
 		New:   func(tag string) loaders.Loader { return llamacpp.New(llamacpp.Options{Path: server, TagPrefix: tag}) },
 		Spec:  func() loaders.LoadSpec { return spec(gguf, nil) },
-		Kills: 12, Span: time.Second,
+		Kills: 12, Span: time.Second, Tells: tells,
 	}
+}
+
+// tells reports whether the server has told all that it counts, in the words that are read, once it has answered.
+func tells(a registry.Activity) bool {
+	return a.Running != nil && a.Waiting != nil && a.PromptTokens != nil && *a.PromptTokens > 0 && a.GeneratedTokens != nil && *a.GeneratedTokens > 0
 }
 
 func TestConformance(t *testing.T) {
@@ -114,7 +119,7 @@ func TestConformance(t *testing.T) {
 func TestConformanceOfEmbeddings(t *testing.T) {
 	server, gguf := engine(t)
 	h := harness(server, gguf)
-	h.Kills = 1
+	h.Kills, h.Tells = 1, nil // it generates nothing
 	h.Spec = func() loaders.LoadSpec { return spec(gguf, map[string]any{"embeddings": true, "pooling": "mean"}) }
 	loadertest.Run(t, h)
 }

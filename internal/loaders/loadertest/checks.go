@@ -66,6 +66,7 @@ func loadsAndAnswers(t *testing.T, s *suite) {
 	}
 	checkAnswers(t, in, a.spec.Model.ModelID)
 	checkPrivate(t, s, a, in)
+	checkTells(t, s, in)
 	stopIsIdempotent(t, s, in)
 	s.gone(t, a)
 	if err := in.Err(); err != nil {
@@ -73,6 +74,30 @@ func loadsAndAnswers(t *testing.T, s *suite) {
 	}
 	if err := in.Health(t.Context()); err == nil {
 		t.Error("Health of a stopped instance says nothing")
+	}
+}
+
+// checkTells asks an engine what it does, in its own words. Some count a request a moment after they have answered it.
+func checkTells(t *testing.T, s *suite, in loaders.Instance) {
+	t.Helper()
+	if s.Tells == nil {
+		return
+	}
+	meter, ok := in.(loaders.Meter)
+	if !ok {
+		t.Error("it never tells what it does")
+		return
+	}
+	for began := time.Now(); ; {
+		told, err := meter.Activity(t.Context())
+		if err == nil && s.Tells(told) {
+			return
+		}
+		if err != nil || time.Since(began) > limit {
+			said, _ := json.Marshal(told) //nolint:errchkjson // numbers
+			t.Errorf("of what it does it tells %s, %v", said, err)
+			return
+		}
 	}
 }
 

@@ -40,6 +40,8 @@ type Harness struct {
 	Remote bool
 	// Notes is how long the loader may take to note what the engine shares under names that say nothing; 0 if it has none such.
 	Notes time.Duration
+	// Tells, if not nil, reports whether an engine that has answered tells what it does as it should; it is asked until it does.
+	Tells func(registry.Activity) bool
 	// Span is about how long a load takes, and so the time within which it is killed.
 	Span time.Duration
 }
