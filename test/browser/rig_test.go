@@ -255,6 +255,10 @@ func (b *tab) click(sel string) {
 // press clicks as a hand does, with a while between down and up, in which held is called.
 func (b *tab) press(sel string, held func()) {
 	b.t.Helper()
+	// A hand waits until what it aims at lies still: what arrives above it moves it down, and a window of another size all of it.
+	_ = js[bool](b, `delete window.aim`)
+	b.until(fmt.Sprintf(`(() => { const aim = window.aim ??= { at: "", frames: 0 }, e = document.querySelector(%q), r = e?.getBoundingClientRect(), at = r && [innerWidth, r.x, r.y].join(); aim.frames = at === aim.at ? aim.frames + 1 : 0; aim.at = at;
+		return aim.frames > 3 && e.contains(document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2)); })()`, sel))
 	at := js[struct{ X, Y float64 }](b, fmt.Sprintf(`(() => { const r = document.querySelector(%q).getBoundingClientRect(); return { X: r.x + r.width / 2, Y: r.y + r.height / 2 }; })()`, sel))
 	b.do("press "+sel, chromedp.MouseEvent(input.DispatchMouseEventTypeMousePressed, at.X, at.Y, chromedp.ButtonLeft, chromedp.ClickCount(1)))
 	held()
@@ -352,6 +356,7 @@ func (b *tab) look(name string) {
 		b.picture(filepath.Join(dir, fmt.Sprintf("%s-%d-%s.png", name, s.width, s.theme)))
 	}
 	b.resize(shapes[0], shapes[0].height)
+	b.until(fmt.Sprintf("innerWidth === %d", shapes[0].width))
 }
 
 func (b *tab) picture(path string) {
