@@ -1,6 +1,7 @@
 package vllm
 
 import (
+	_ "embed"
 	"errors"
 	"flag"
 	"fmt"
@@ -23,6 +24,11 @@ import (
 
 // cudaName is the name under which the stand-in says that it is built for CUDA.
 const cudaName = "vllm-for-cuda"
+
+// recorded is what the real vLLM 0.32.0 answered at /metrics: a tiny model on the CPU, after three requests.
+//
+//go:embed testdata/metrics-0.32.0.txt
+var recorded []byte
 
 // standIn makes this test binary a vLLM: it understands the command line and answers the endpoints that the loader uses, and
 // prints what version 0.32.0 prints. A file named fault beside the weights says how it fails.
@@ -115,6 +121,8 @@ func standIn(args []string) int {
 	service.Fault = func(w http.ResponseWriter, r *http.Request) bool {
 		dev := *sleeps && os.Getenv("VLLM_SERVER_DEV_MODE") == "1"
 		switch path := r.URL.Path; {
+		case path == "/metrics": // without a key, as vLLM does
+			_, _ = w.Write(recorded)
 		case !loaded.Load():
 			openaitest.Problem(w, http.StatusServiceUnavailable, "loading")
 		case dev && path == "/sleep" && r.URL.Query().Get("level") != "":
