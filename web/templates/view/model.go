@@ -2,6 +2,7 @@ package view
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -277,15 +278,22 @@ type Fact struct {
 	URL               string // where the value leads; "" nowhere
 }
 
-// MemoryLine compares what was predicted with what was measured, in words; "" when nothing was measured.
+// MemoryLine compares what was predicted with what was measured, in words, and beside it what the engine says of itself, which
+// is all that is known of a model in a server that somebody else runs; "" when nothing is known.
 func (p ModelPage) MemoryLine() string {
 	mem := p.Runtime.Memory
 	predicted, measured := mem.PredictedRAM, mem.MeasuredRAM
 	if strings.HasPrefix(p.Runtime.Device, "cuda") {
 		predicted, measured = mem.PredictedGPU, mem.MeasuredGPU
 	}
-	if measured == 0 {
+	said := joinWith([]string{some(mem.ReportedGPU, " on GPUs"), some(mem.ReportedRAM, " in main memory")}, " and ")
+	switch {
+	case measured == 0 && said == "":
 		return ""
+	case measured == 0:
+		return "Takes " + said + " by the engine's own count."
+	case said != "":
+		said = " By the engine's own count: " + said + "."
 	}
 	line := "Takes " + Bytes(measured)
 	if predicted > 0 {
@@ -299,7 +307,20 @@ func (p ModelPage) MemoryLine() string {
 			line += ", as predicted"
 		}
 	}
-	return line + "."
+	return line + "." + said
+}
+
+// some writes bytes with what follows; "" when there are none.
+func some(n int64, after string) string {
+	if n <= 0 {
+		return ""
+	}
+	return Bytes(n) + after
+}
+
+// joinWith joins the texts that are not empty.
+func joinWith(list []string, by string) string {
+	return strings.Join(slices.DeleteFunc(list, func(s string) bool { return s == "" }), by)
 }
 
 // PlanClass is the colour of a plan's box.
