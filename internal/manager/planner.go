@@ -30,7 +30,7 @@ type PlanInput struct {
 	Now          time.Time
 }
 
-// elsewhere is the device of what runs on another machine.
+// remote is the device of what runs on another machine.
 const remote = "remote"
 
 // room is one device as the planner sees it. All in bytes.
