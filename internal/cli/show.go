@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/industriverse/llmmodelmanager/internal/registry"
 )
@@ -23,6 +24,8 @@ type state struct {
 	Failure  *registry.Failure       `json:"failure"`
 	Loaded   *registry.Endpoint      `json:"loaded"`
 	Activity *registry.Activity      `json:"activity"`
+
+	UpdatedAt time.Time `json:"updated_at"`
 }
 
 // Run writes the fields as they were given, then what became of the model, and at the end, since it is long and what a
@@ -57,8 +60,11 @@ func (c *showCmd) Run(e *env) error {
 		memoryRows(row, s.Memory)
 		loadedRows(row, s.Loaded)
 		activityRows(row, s.Activity)
-		for _, name := range []string{"registration", "version", "updated_by", "updated_at"} {
+		for _, name := range []string{"registration", "version", "updated_by"} {
 			row(name, plain(fields[name]))
+		}
+		if !s.UpdatedAt.IsZero() {
+			row("updated_at", s.UpdatedAt.Local().Format("2006-01-02 15:04:05"))
 		}
 	})
 	if err != nil || s.Failure == nil {

@@ -21,8 +21,8 @@ func TestShow(t *testing.T) {
 				"requests 2 requests running, 1 waiting", "KV cache 50% full", "tokens 1,200 written", "answers first token after 250ms"},
 		},
 		"failed": {
-			model: `{"model_id":"m","status":"failed","version":3,"failure":{"kind":"crash","message":"The engine ended.","hint":"Look at its log.","log_tail":["Traceback","ValueError: no"],"exit_code":1}}`,
-			want:  []string{"status failed", "version 3", "Failed (crash, exit code 1): The engine ended.", "Look at its log.", "| Traceback", "| ValueError: no"},
+			model: `{"model_id":"m","status":"failed","version":3,"updated_at":"2026-11-23T14:09:57.17358344Z","failure":{"kind":"crash","message":"The engine ended.","hint":"Look at its log.","log_tail":["Traceback","ValueError: no"],"exit_code":1}}`,
+			want:  []string{"status failed", "version 3", "updated_at 2026-11-2", "Failed (crash, exit code 1): The engine ended.", "Look at its log.", "| Traceback", "| ValueError: no"},
 		},
 		"killed": {
 			model: `{"model_id":"m","status":"failed","failure":{"kind":"out_of_memory","message":"The kernel ended it. Ask for less.","hint":"Ask for less.","signal":"SIGKILL"}}`,
